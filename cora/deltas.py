@@ -1,0 +1,87 @@
+"""Delta: the low-rank change of one linear, and what is checked of it."""
+
+from numbers import Real
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Delta(NamedTuple):
+    """What is added to a frozen linear: scaling·(x·lora_a)·lora_b.
+
+    lora_a [B, K, r] or shared [K, r]; lora_b [B, r, N] or shared [r, N]; scaling a float or a tensor [B].
+    """
+
+    lora_a: Tensor
+    lora_b: Tensor
+    scaling: float | Tensor = 1.0
+
+    @property
+    def batch(self) -> int | None:
+        """B, or None where nothing is per sample."""
+        if self.lora_a.dim() == 3:
+            return self.lora_a.shape[0]
+        if self.lora_b.dim() == 3:
+            return self.lora_b.shape[0]
+        return self.scaling.shape[0] if isinstance(self.scaling, Tensor) else None
+
+
+class LinearShape(Protocol):
+    """What a check needs to know of a linear."""
+
+    name: str
+    in_features: int
+    out_features: int
+
+    @property
+    def weight(self) -> Tensor: ...
+
+
+def checked(what: str, value: object, layer: LinearShape) -> Delta:
+    """The value as a Delta that fits the layer; `what` names it in errors."""
+    if not isinstance(value, tuple) or len(value) not in (2, 3):
+        raise TypeError(f"{what}: expected (lora_a, lora_b) or (lora_a, lora_b, scaling), got {_kind(value)}")
+    lora_a, lora_b, scaling = value if len(value) == 3 else (*value, 1.0)
+    lora_a = _on_layer(f"{what}: lora_a", lora_a, layer)
+    lora_b = _on_layer(f"{what}: lora_b", lora_b, layer)
+    width_in, width_out = layer.in_features, layer.out_features
+    if lora_a.dim() not in (2, 3) or lora_a.shape[-2] != width_in or lora_a.shape[-1] == 0:
+        raise ValueError(
+            f"{what}: expected lora_a [B, {width_in}, r] or [{width_in}, r] for {layer.name}, got {list(lora_a.shape)}"
+        )
+    rank = lora_a.shape[-1]
+    if lora_b.dim() not in (2, 3) or tuple(lora_b.shape[-2:]) != (rank, width_out):
+        raise ValueError(
+            f"{what}: expected lora_b [B, {rank}, {width_out}] or [{rank}, {width_out}] for {layer.name}, "
+            f"got {list(lora_b.shape)}"
+        )
+    if isinstance(scaling, Real):
+        scaling = float(scaling)
+    elif isinstance(scaling, Tensor) and scaling.dim() == 1:
+        scaling = _on_layer(f"{what}: scaling", scaling, layer)
+    else:
+        raise TypeError(f"{what}: scaling: expected a number or a float tensor [B], got {_kind(scaling)}")
+    tensors = {"lora_a": lora_a, "lora_b": lora_b, "scaling": scaling}
+    shapes = {name: list(t.shape) for name, t in tensors.items() if isinstance(t, Tensor)}
+    batches = {shape[0] for name, shape in shapes.items() if len(shape) == (1 if name == "scaling" else 3)}
+    if len(batches) > 1:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{what}: expected one batch size, got {listed}")
+    return Delta(lora_a, lora_b, scaling)
+
+
+def _on_layer(what: str, tensor: object, layer: LinearShape) -> Tensor:
+    if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS:
+        raise TypeError(f"{what}: expected a float tensor, got {_kind(tensor)}")
+    if tensor.device != layer.weight.device:
+        raise ValueError(f"{what} is on {tensor.device}, {layer.name} on {layer.weight.device}")
+    return tensor
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {list(value.shape)}"
+    return f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__

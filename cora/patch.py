@@ -1,0 +1,268 @@
+"""Finds the linears to adapt in a causal LM, puts patched ones in their place, reports, and undoes it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from cora.deltas import FLOATS, Delta, checked
+from cora.layer import LoRALinear, SiblingGroup
+
+# Linears that one parent module applies to the same input, by the names that Hugging Face models give them.
+_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"), ("w1", "w3"))
+
+
+class _Place(NamedTuple):
+    """Where a linear stood: parent.child was base, and the patched layer is there now."""
+
+    parent: nn.Module
+    child: str
+    base: nn.Module
+    layer: LoRALinear
+
+
+class Patch:
+    """The handle of a patched model, made by `patch`: y_i = x_i·Wᵀ + scaling·(x_i·A_i)·B_i in every patched linear.
+
+    `layers` maps the full name of every patched linear to its LoRALinear, in the model's order; `groups` holds the
+    names of those computed together; `unmatched` the target modules that matched nothing; `frozen` the names of the
+    linears whose weight required a gradient. str(patch) is the report.
+    """
+
+    def __init__(
+        self, model: nn.Module, places: list[_Place], groups: list[tuple[nn.Module, SiblingGroup]], unmatched: list[str]
+    ) -> None:
+        self.model = model
+        self.layers = {place.layer.name: place.layer for place in places}
+        self.groups = tuple(tuple(layer.name for layer in group.layers) for _, group in groups)
+        self.unmatched = tuple(unmatched)
+        self._places = places
+        self._groups = [group for _, group in groups]
+        self._handles = []
+        for parent, group in groups:
+            self._handles.append(parent.register_forward_pre_hook(group.open))
+            self._handles.append(parent.register_forward_hook(group.close, always_call=True))
+            for layer in group.layers:
+                layer.group = group
+        self._removed = False
+        trainable = {name: layer for name, layer in self.layers.items() if layer.weight.requires_grad}
+        self.frozen = tuple(trainable)
+        self._frozen_weights = [layer.weight for layer in trainable.values()]
+        for weight in self._frozen_weights:
+            weight.requires_grad_(False)
+        for place in places:
+            setattr(place.parent, place.child, place.layer)
+
+    def set_deltas(self, deltas: Mapping[str, Delta | tuple[Tensor, ...]] | None) -> None:
+        """Sets what the patched linears add, until the next call; None asks for the base model's output.
+
+        deltas: name -> (lora_a, lora_b) or (lora_a, lora_b, scaling). A name is the full name of a patched linear,
+        the end of one ("q_proj", "self_attn.q_proj", meaning all that end so), or "*" for all of them; where several
+        fit a linear, the longest holds. A linear that none fits gives its frozen output. lora_a [B, K, r] or shared
+        [K, r]; lora_b [B, r, N] or shared [r, N], either with gradients; scaling a float (default 1.0) or a tensor
+        [B]. All float dtypes. One B throughout. The tensors are kept, not copied, so that recomputation in backward
+        finds them.
+
+        Raises KeyError for a name that fits no patched linear, TypeError for a value that is not such a tuple,
+        ValueError for an empty mapping and for wrong shapes, dtypes or devices, RuntimeError once removed; nothing is
+        set then.
+        """
+        if self._removed:
+            raise RuntimeError("this patch was removed; call cora.patch again")
+        chosen = {} if deltas is None else self._choose(deltas)
+        for name, layer in self.layers.items():
+            layer.set(chosen.get(name))
+        for group in self._groups:
+            group.plan()
+
+    def remove(self) -> None:
+        """Puts the very same linears back, their requires_grad as it was. A second call does nothing.
+
+        Raises RuntimeError, before anything is changed, if something else replaced a patched linear meanwhile.
+        """
+        if self._removed:
+            return
+        for place in self._places:
+            if getattr(place.parent, place.child) is not place.layer:
+                raise RuntimeError(f"{place.layer.name}: was replaced after the patch; undo that first")
+        for place in self._places:
+            setattr(place.parent, place.child, place.base)
+        for handle in self._handles:
+            handle.remove()
+        for weight in self._frozen_weights:
+            weight.requires_grad_(True)
+        self._removed = True
+
+    def __str__(self) -> str:
+        lines = [f"patched {len(self.layers)} linears of {type(self.model).__name__}"]
+        together = {name: names for names in self.groups for name in names}
+        rows: dict[tuple[str, int, int, str], list[int]] = {}
+        for name, layer in self.layers.items():
+            index = _layer_index(name)
+            shown = name if index is None else name.replace(f".{index}.", ".#.", 1)
+            siblings = ", ".join(sibling.rpartition(".")[2] for sibling in together.get(name, ()))
+            row = rows.setdefault((shown, layer.in_features, layer.out_features, siblings), [])
+            row += [] if index is None else [index]
+        for (shown, width_in, width_out, siblings), indices in rows.items():
+            where = f"  # = {_ranges(indices)}" if indices else ""
+            lines.append(
+                f"  {shown}  {width_in} -> {width_out}{where}" + (f"  one group: {siblings}" if siblings else "")
+            )
+        if self.frozen:
+            lines.append(f"  frozen until remove(): {len(self.frozen)} weights that required a gradient")
+        if self.unmatched:
+            lines.append(f"  matched nothing: {', '.join(self.unmatched)}")
+        return "\n".join(lines)
+
+    def _choose(self, deltas: Mapping[str, Delta | tuple[Tensor, ...]]) -> dict[str, Delta]:
+        """The checked delta of every linear that a name of `deltas` fits."""
+        if not deltas:
+            raise ValueError("deltas: empty; pass None for the base model's output")
+        keys: dict[str, str] = {}
+        for key in sorted(deltas, key=lambda key: (key != "*", len(key))):
+            fitting = [key] if key in self.layers else [name for name in self.layers if key == "*" or _fits(name, key)]
+            if not fitting:
+                ends = dict.fromkeys(name.rpartition(".")[2] for name in self.layers)
+                raise KeyError(f"deltas: no patched linear is named {key!r} or ends so; patched are {', '.join(ends)}")
+            keys.update(dict.fromkeys(fitting, key))
+        chosen: dict[str, Delta] = {}
+        first: str | None = None
+        for name, key in keys.items():
+            delta = chosen[name] = checked(f"deltas[{key!r}]", deltas[key], self.layers[name])
+            if delta.batch is not None:
+                first = first or name
+                if delta.batch != chosen[first].batch:
+                    raise ValueError(
+                        f"deltas[{key!r}]: batch size {delta.batch} for {name}, but {chosen[first].batch} for {first}"
+                    )
+        return chosen
+
+
+def patch(
+    model: nn.Module,
+    target_modules: Sequence[str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
+    layers: Sequence[int] | None = None,
+) -> Patch:
+    """Makes y_i = x_i·Wᵀ + scaling·(x_i·A_i)·B_i of the chosen linears of `model`, with A and B live tensors per
+    sample.
+
+        patch = cora.patch(model, ["q_proj", "v_proj"])
+        patch.set_deltas({"*": (lora_a, lora_b, scaling)})     # lora_a [B, K, r], lora_b [B, r, N], with gradients
+        model(input_ids).logits.sum().backward()
+        patch.remove()
+
+    model: a Hugging Face causal LM. target_modules: names of nn.Linear or Conv1D modules, or ends of names ("q_proj",
+    "self_attn.q_proj"). layers: only modules of these layers, by the first number in their name. Their weights are
+    frozen while patched (there is no dW). Siblings that share an input (q, k and v; gate and up) are computed in one
+    call. State dict keys gain ".base": save a base model before the patch or after `remove`. Prints the report and
+    returns the handle. Activation checkpointing needs use_reentrant=False.
+
+    Raises TypeError if a target is no plain nn.Linear or Conv1D (quantised, an embedding, wrapped by PEFT),
+    ValueError if nothing matches, for a layer that does not exist, for a model already patched, or for a linear that
+    cannot be wrapped. Nothing is changed then.
+    """
+    targets, wanted = _check_arguments(model, target_modules, layers)
+    found, unmatched = _find(model, targets, wanted)
+    replaced: dict[int, LoRALinear] = {}
+    places = []
+    for name, base in found:
+        layer = replaced.setdefault(id(base), LoRALinear(name, base, transposed=isinstance(base, Conv1D)))
+        parent_name, _, child = name.rpartition(".")
+        places.append(_Place(model.get_submodule(parent_name), child, base, layer))
+    result = Patch(model, places, _groups(places), unmatched)
+    print(result)
+    return result
+
+
+def _check_arguments(
+    model: nn.Module, target_modules: Sequence[str], layers: Sequence[int] | None
+) -> tuple[list[str], set[int] | None]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if isinstance(target_modules, str) or not all(isinstance(target, str) for target in target_modules):
+        raise TypeError(f"target_modules: expected a sequence of module names, got {target_modules!r}")
+    if not target_modules:
+        raise ValueError("target_modules: empty")
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            raise ValueError(f"model: already patched ({name}); call remove() on that patch first")
+    if layers is None:
+        return list(target_modules), None
+    wanted = list(layers)
+    if not all(isinstance(index, int) and not isinstance(index, bool) for index in wanted):
+        raise TypeError(f"layers: expected whole numbers, got {layers!r}")
+    existing = {index for name, _ in model.named_modules() if (index := _layer_index(name)) is not None}
+    if missing := [index for index in wanted if index not in existing]:
+        raise ValueError(f"layers: {missing} not in the model, which has layers {_ranges(sorted(existing)) or 'none'}")
+    if not wanted:
+        raise ValueError("layers: empty; None means all layers")
+    return list(target_modules), set(wanted)
+
+
+def _find(
+    model: nn.Module, targets: list[str], layers: set[int] | None
+) -> tuple[list[tuple[str, nn.Module]], list[str]]:
+    """The named linears to patch, under every name a shared one has, and the targets that matched none."""
+    found = []
+    matched = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        hits = [target for target in targets if _fits(name, target)]
+        if not hits or (layers is not None and _layer_index(name) not in layers):
+            continue
+        _check_patchable(name, module)
+        matched.update(hits)
+        found.append((name, module))
+    if not found:
+        linears = dict.fromkeys(
+            name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
+        )
+        raise ValueError(
+            f"target_modules: {', '.join(targets)} match nothing in {type(model).__name__}; its linears are named "
+            f"{', '.join(linears) or '(it has none)'}"
+        )
+    return found, [target for target in targets if target not in matched]
+
+
+def _check_patchable(name: str, module: nn.Module) -> None:
+    # A subclass that computes its forward in its own way holds more than a weight and a bias: quantised linears do.
+    plain = any(isinstance(module, kind) and type(module).forward is kind.forward for kind in (nn.Linear, Conv1D))
+    if not plain or module.weight.dtype not in FLOATS:
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        raise TypeError(f"target_modules: {name} is a {kind}, expected a plain torch.nn.Linear or transformers' Conv1D")
+    if "forward" in vars(module):
+        raise ValueError(
+            f"target_modules: the forward of {name} was replaced (by offloading?); a patch would bypass it"
+        )
+    if module._backward_hooks or module._backward_pre_hooks:
+        raise ValueError(f"target_modules: {name} has backward hooks, which a patch would bypass; remove them first")
+
+
+def _groups(places: Iterable[_Place]) -> list[tuple[nn.Module, SiblingGroup]]:
+    """Each parent with the patched siblings it applies to one input."""
+    groups = []
+    children: dict[int, tuple[nn.Module, dict[str, LoRALinear]]] = {}
+    for place in places:
+        children.setdefault(id(place.parent), (place.parent, {}))[1][place.child] = place.layer
+    for parent, layers in children.values():
+        for names in _SIBLINGS:
+            siblings = [layers[name] for name in names if name in layers]
+            if len(siblings) > 1 and len({layer.in_features for layer in siblings}) == 1:
+                groups.append((parent, SiblingGroup(siblings)))
+    return groups
+
+
+def _fits(name: str, end: str) -> bool:
+    return name == end or name.endswith("." + end)
+
+
+def _layer_index(name: str) -> int | None:
+    """The first number in a module's name: model.layers.3.self_attn.q_proj is of layer 3."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def _ranges(indices: list[int]) -> str:
+    """0-5, 8 for 0, 1, 2, 3, 4, 5, 8."""
+    starts = [i for i in indices if i - 1 not in indices]
+    ends = [i for i in indices if i + 1 not in indices]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
