@@ -1,0 +1,164 @@
+"""The native CPU kernels: the backend "cpu", C++ in csrc/cpu. Usable where the extension `_C` was built.
+
+The frozen weights are packed for the micro-kernels the first time they are met: once for the forward and once, where dx
+is asked for, for the backward. Each pack is as large as its weight and lives until the weight dies or changes, or until
+`weight_packing(False)` or `clear_weight_packs()`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from cora_kernels.segments import Segments
+
+try:
+    from cora_kernels import _C
+except ImportError as error:
+    _C = None
+    _unavailable = f"the native extension is not there ({error}): install with a C++ compiler and --no-build-isolation"
+else:
+    _unavailable = None
+    if _C.torch_version != torch.__version__.split("+")[0]:
+        _unavailable = f"the native extension was built for torch {_C.torch_version}, this is {torch.__version__}"
+    elif _C.cpu_isa() is None:
+        _unavailable = "the CPU kernels need an x86 processor with AVX2, FMA and F16C"
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def availability() -> str | None:
+    return _unavailable
+
+
+def not_supported_reasons(
+    x: Tensor, weights: Sequence[Tensor], lora_as: Sequence[Tensor], lora_bs: Sequence[Tensor], segments: Segments
+) -> list[str]:
+    reasons = []
+    if x.device.type != "cpu":
+        reasons.append(f"it runs on the CPU, x is on {x.device}")
+    if x.dtype not in _DTYPES:
+        reasons.append(f"x must be float32, bfloat16 or float16, got {x.dtype}")
+    for weight in weights:
+        if weight.dtype != x.dtype:
+            reasons.append(f"weight must have the dtype of x, {x.dtype}, got {weight.dtype}")
+    for factor in (*lora_as, *lora_bs):
+        if factor.dtype not in _DTYPES:
+            reasons.append(f"lora_a and lora_b must be float32, bfloat16 or float16, got {factor.dtype}")
+    return reasons
+
+
+def shrink(x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments) -> Tensor:
+    return torch.ops.cora_kernels.cpu_shrink(x, a, *_scaling(scaling), segments.cu_seqlens, segments.batch)
+
+
+def forward(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    lora_as: Sequence[Tensor],
+    lora_bs: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    scaling: float | Tensor,
+    segments: Segments,
+    s: Sequence[Tensor] | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    out = torch.ops.cora_kernels.cpu_forward(
+        x,
+        list(weights),
+        list(lora_as),
+        list(lora_bs),
+        list(biases),
+        *_scaling(scaling),
+        segments.cu_seqlens,
+        segments.batch,
+        list(s or ()),
+    )
+    return out[: len(weights)], out[len(weights) :] if s is None else list(s)
+
+
+def backward_input(
+    gs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    lora_as: Sequence[Tensor],
+    lora_bs: Sequence[Tensor],
+    scaling: float | Tensor,
+    segments: Segments,
+    need_dx: bool,
+    ds: Sequence[Tensor] | None = None,
+) -> tuple[Tensor | None, list[Tensor]]:
+    out = torch.ops.cora_kernels.cpu_backward_input(
+        list(gs),
+        list(weights),
+        list(lora_as),
+        list(lora_bs),
+        *_scaling(scaling),
+        segments.cu_seqlens,
+        segments.batch,
+        need_dx,
+        list(ds or ()),
+    )
+    dx = out[0] if need_dx else None
+    return dx, out[int(need_dx) :] if ds is None else list(ds)
+
+
+def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: torch.dtype) -> Tensor:
+    return torch.ops.cora_kernels.cpu_outer(u, v, segments.cu_seqlens, segments.batch, per_sample, dtype)
+
+
+@contextmanager
+def weight_packing(enabled: bool) -> Iterator[None]:
+    """Inside, packed weights are kept from call to call (the default), or each call packs its own and frees it.
+
+    Not keeping them saves one to two times the memory of the adapted weights and costs N·K element copies a call, a few
+    per cent at a thousand rows. The switch is the process's: it holds in all threads, and a backward obeys the setting
+    of the moment it runs. Weights created under `torch.inference_mode()` are never kept, they do not count versions.
+    """
+    before = _C.keep_packs(enabled)
+    try:
+        yield
+    finally:
+        _C.keep_packs(before)
+
+
+def clear_weight_packs() -> None:
+    """Frees every pack. Also the way to have weights read again after a few elements were written through `.data`."""
+    _C.clear_packs()
+
+
+def weight_pack_bytes() -> int:
+    """The memory that packs of living weights take."""
+    return _C.packs_bytes()
+
+
+def _scaling(scaling: float | Tensor) -> tuple[Tensor | None, float]:
+    return (scaling, 1.0) if isinstance(scaling, Tensor) else (None, scaling)
+
+
+def _fake_shrink(x, a, scales, scaling, cu_seqlens, batch):
+    return x.new_empty(x.shape[0], a.shape[-1], dtype=torch.float32)
+
+
+def _fake_forward(x, weights, lora_as, lora_bs, biases, scales, scaling, cu_seqlens, batch, s):
+    ys = [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights]
+    ss = [] if s else [x.new_empty(x.shape[0], a.shape[-1], dtype=torch.float32) for a in lora_as]
+    return ys + ss
+
+
+def _fake_backward_input(gs, weights, lora_as, lora_bs, scales, scaling, cu_seqlens, batch, need_dx, ds):
+    g = gs[0]
+    dx = [g.new_empty(g.shape[0], weights[0].shape[1])] if need_dx else []
+    dss = [] if ds else [g.new_empty(g.shape[0], a.shape[-1], dtype=torch.float32) for a in lora_as]
+    return dx + dss
+
+
+def _fake_outer(u, v, cu_seqlens, batch, per_sample, dtype):
+    shape = (batch, u.shape[1], v.shape[1]) if per_sample else (u.shape[1], v.shape[1])
+    return u.new_empty(shape, dtype=dtype)
+
+
+if _C is not None:
+    torch.library.register_fake("cora_kernels::cpu_shrink", _fake_shrink)
+    torch.library.register_fake("cora_kernels::cpu_forward", _fake_forward)
+    torch.library.register_fake("cora_kernels::cpu_backward_input", _fake_backward_input)
+    torch.library.register_fake("cora_kernels::cpu_outer", _fake_outer)

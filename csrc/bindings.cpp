@@ -1,0 +1,39 @@
+// The extension module cora_kernels._C: schemas of the ops, and the few questions and switches of the native code.
+#include <torch/extension.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include "cpu/kernels.h"
+#include "cpu/weight_packs.h"
+
+namespace cora {
+extern const Kernels* chosen_kernels;
+}
+
+TORCH_LIBRARY(cora_kernels, m) {
+  m.def("cpu_shrink(Tensor x, Tensor a, Tensor? scales, float scaling, Tensor? cu_seqlens, SymInt batch) -> Tensor");
+  m.def(
+      "cpu_forward(Tensor x, Tensor[] weights, Tensor[] lora_as, Tensor[] lora_bs, Tensor?[] biases, Tensor? scales, "
+      "float scaling, Tensor? cu_seqlens, SymInt batch, Tensor[] s) -> Tensor[]");
+  m.def(
+      "cpu_backward_input(Tensor[] gs, Tensor[] weights, Tensor[] lora_as, Tensor[] lora_bs, Tensor? scales, "
+      "float scaling, Tensor? cu_seqlens, SymInt batch, bool need_dx, Tensor[] ds) -> Tensor[]");
+  m.def(
+      "cpu_outer(Tensor u, Tensor v, Tensor? cu_seqlens, SymInt batch, bool per_sample, ScalarType dtype) -> Tensor");
+}
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.attr("torch_version") = TORCH_VERSION;
+  m.def("cpu_isa", []() -> std::optional<std::string> {
+    const cora::Kernels* kernels = cora::chosen_kernels ? cora::chosen_kernels : cora::find_kernels();
+    return kernels ? std::optional<std::string>(kernels->name) : std::nullopt;
+  });
+  m.def("set_cpu_isa", [](const std::optional<std::string>& name) {
+    const cora::Kernels* kernels = name ? cora::find_kernels(name->c_str()) : nullptr;
+    TORCH_CHECK_VALUE(!name || kernels, "this machine has no kernels for ", name.value_or(""));
+    cora::chosen_kernels = kernels;
+  });
+  m.def("keep_packs", &cora::keep_packs);
+  m.def("clear_packs", &cora::clear_packs);
+  m.def("packs_bytes", &cora::packs_bytes);
+}

@@ -1,0 +1,30 @@
+#include "kernels.h"
+
+#include <cstring>
+
+namespace cora {
+
+#ifdef __x86_64__
+extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512_bf16;
+#endif
+
+const Kernels* find_kernels(const char* name) {
+#ifdef __x86_64__
+  // The compiler's CPU test also asks the operating system whether it saves the wide registers.
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  struct Candidate {
+    const Kernels& kernels;
+    bool usable;
+  };
+  for (const auto& [kernels, usable] : {Candidate{kernels_avx512_bf16, avx512_bf16}, Candidate{kernels_avx512, avx512},
+                                        Candidate{kernels_avx2, avx2}}) {
+    if (usable && (!name || !std::strcmp(name, kernels.name))) return &kernels;
+  }
+#endif
+  return nullptr;
+}
+
+}  // namespace cora

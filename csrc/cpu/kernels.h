@@ -1,0 +1,33 @@
+// The table of micro-kernels of one instruction set, and the choice among them at run time.
+#pragma once
+
+#include "types.h"
+
+namespace cora {
+
+// c [rows x 48] = (add ? c : 0) + Σ base strips + Σ low strips, in fp32, in this order. rows <= 8, cols <= 48; columns
+// up to the next full vector are computed too, so panels are padded.
+using TileFn = void (*)(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add,
+                        float* c);
+
+struct Kernels {
+  const char* name;
+  // bf16 rows are multiplied as bf16 pairs (vdpbf16ps), not widened to fp32.
+  bool bf16_pairs;
+  // By the dtype of x: the base strips hold W packed in that dtype, the low strips are in fp32, or in bf16 pairs where
+  // bf16_pairs holds and x is bf16.
+  TileFn tile[3];
+  // Packs src [depth x cols], cols <= 48, into dst; columns up to panel_stride are zero.
+  void (*pack)(Panel kind, const Matrix& src, int64_t depth, int64_t cols, void* dst, int64_t panel_stride);
+  // Copies `cols` elements into fp32, or rounds them to bf16 if to_bf16; zeroes up to the next even column.
+  void (*convert_row)(const void* src, Dtype dtype, int64_t cols, bool to_bf16, void* dst);
+  // dst [cols] = c + bias (null: none), rounded to dtype.
+  void (*store_row)(const float* c, const float* bias, int64_t cols, Dtype dtype, void* dst);
+  // out [q x p] = the transpose of c [p x 48 (q of them)], rounded to dtype.
+  void (*store_transposed)(const float* c, int64_t p, int64_t q, Dtype dtype, void* dst, int64_t dst_stride);
+};
+
+// The best table this machine runs, or the one named, or null: "avx2", "avx512", "avx512_bf16".
+const Kernels* find_kernels(const char* name = nullptr);
+
+}  // namespace cora

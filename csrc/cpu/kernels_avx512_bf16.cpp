@@ -1,0 +1,33 @@
+#include "kernels.h"
+
+#ifdef __x86_64__
+#include <immintrin.h>
+
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
+#endif
+
+namespace cora {
+namespace {
+#define CORA_BF16_PAIRS
+#include "simd_avx512.h"
+#include "microkernel.h"
+}  // namespace
+
+extern const Kernels kernels_avx512_bf16;
+const Kernels kernels_avx512_bf16 = table("avx512_bf16");
+}  // namespace cora
+
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

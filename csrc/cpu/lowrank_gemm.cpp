@@ -1,0 +1,283 @@
+#include "lowrank_gemm.h"
+
+#include <ATen/Parallel.h>
+
+#include "scratch.h"
+
+namespace cora {
+namespace {
+
+// A row block's operands stay in L2 (1 MiB on Zen 4 and later, 1.25 MiB and up on Intel servers) beside a panel of W.
+constexpr int64_t kBlockBytes = 384 * 1024;
+constexpr int64_t kMaxBlockRows = 128;
+// With fewer rows than this for every thread, threads share the columns instead: each then reads its own part of W once.
+constexpr int64_t kMinRowsPerThread = 64;
+
+int64_t panels_of(int64_t cols) { return (cols + kTileCols - 1) / kTileCols; }
+
+template <class Terms>
+bool any_per_sample(const Terms& terms) {
+  return std::any_of(terms.begin(), terms.end(), [](const auto& term) { return term.factor.batch_stride != 0; });
+}
+
+// Computes row blocks: one per thread, over the thread's scratch memory.
+class BlockWorker {
+ public:
+  BlockWorker(const LowRankGemm& gemm, const Kernels& kernels, int64_t max_rows)
+      : gemm_(gemm),
+        kernels_(kernels),
+        max_rows_(max_rows),
+        low_(low_panel(gemm.dtype, kernels)),
+        row_bytes_(low_ == Panel::kPairs ? 2 : 4) {
+    Scratch& scratch = Scratch::of_thread(carve(nullptr));
+    carve(&scratch);
+  }
+
+  // Makes rows [begin, end) current.
+  void load(int64_t begin, int64_t end) {
+    begin_ = begin;
+    end_ = end;
+    for (size_t i = 0; i < gemm_.operands.size(); ++i) {
+      const Rows& rows = gemm_.operands[i];
+      const char* source = static_cast<const char*>(rows.data) + begin * rows.stride * size_of(gemm_.dtype);
+      if (in_place(rows)) {
+        operands_[i] = {source, rows.stride};
+        continue;
+      }
+      const int64_t stride = round_up(rows.depth, 2);
+      for (int64_t row = 0; row < end - begin; ++row) {
+        kernels_.convert_row(source + row * rows.stride * size_of(gemm_.dtype), gemm_.dtype, rows.depth,
+                             low_ == Panel::kPairs, converted_[i] + row * stride * row_bytes_);
+      }
+      operands_[i] = {converted_[i], stride};
+    }
+  }
+
+  // S of the current rows.
+  void shrink() {
+    for (const Shrink& shrink : gemm_.shrinks) {
+      if (shrink.terms.empty()) continue;
+      const bool per_sample = any_per_sample(shrink.terms);
+      for (int64_t col = 0; col < shrink.rank; col += kTileCols) {
+        for (int64_t row = begin_; row < end_;) {
+          const int64_t sample = per_sample ? gemm_.segments.find(row) : 0;
+          const int64_t stop = per_sample ? std::min(end_, gemm_.segments.end(sample)) : end_;
+          shrink_rows(shrink, sample, row, stop, col);
+          row = stop;
+        }
+      }
+    }
+  }
+
+  // Panels [first, last) of all outputs, counted through, for the current rows; S is there.
+  void expand(int64_t first, int64_t last) {
+    round_s();
+    for (const Output& output : gemm_.outputs) {
+      const int64_t panels = panels_of(output.cols);
+      for (int64_t panel = std::max<int64_t>(first, 0); panel < std::min(last, panels); ++panel) {
+        expand_panel(output, panel);
+      }
+      first -= panels;
+      last -= panels;
+    }
+  }
+
+ private:
+  struct Operand {
+    const char* data;
+    int64_t stride;
+  };
+
+  bool in_place(const Rows& rows) const {
+    return gemm_.dtype == Dtype::kFloat || (low_ == Panel::kPairs && rows.depth % 2 == 0);
+  }
+
+  // Takes the working memory from scratch; with null only adds up its size.
+  int64_t carve(Scratch* scratch) {
+    int64_t bytes = 0;
+    const auto take = [&](int64_t size) {
+      bytes += Scratch::padded(size);
+      return scratch ? scratch->take(size) : nullptr;
+    };
+    converted_.clear();
+    rounded_s_.clear();
+    shrink_panels_.clear();
+    expand_panels_.clear();
+    for (const Rows& rows : gemm_.operands) {
+      converted_.push_back(in_place(rows) ? nullptr : take(max_rows_ * round_up(rows.depth, 2) * row_bytes_));
+    }
+    for (const Shrink& shrink : gemm_.shrinks) {
+      rounded_s_.push_back(low_ == Panel::kPairs ? take(max_rows_ * round_up(shrink.rank, 2) * 2) : nullptr);
+    }
+    for (const Rows& rows : gemm_.operands) shrink_panels_.push_back(take(panel_bytes(low_, rows.depth)));
+    size_t expands = 0;
+    int64_t rank = 0;
+    for (const Output& output : gemm_.outputs) expands = std::max(expands, output.expands.size());
+    for (const Shrink& shrink : gemm_.shrinks) rank = std::max(rank, shrink.rank);
+    for (size_t i = 0; i < expands; ++i) expand_panels_.push_back(take(panel_bytes(low_, rank)));
+    operands_.resize(gemm_.operands.size());
+    packed_sample_.resize(expands);
+    return bytes;
+  }
+
+  Strip strip(int operand, int64_t row, const void* panel, int64_t panel_stride) const {
+    const Operand& rows = operands_[operand];
+    return {rows.data + (row - begin_) * rows.stride * row_bytes_, rows.stride, panel, panel_stride,
+            gemm_.operands[operand].depth};
+  }
+
+  // Columns from `col` on of S for rows [begin, end), which share one sample's factors.
+  void shrink_rows(const Shrink& shrink, int64_t sample, int64_t begin, int64_t end, int64_t col) {
+    const int64_t cols = std::min<int64_t>(shrink.rank - col, kTileCols);
+    const int64_t panel_stride = round_up(cols, 16);
+    for (const ShrinkTerm& term : shrink.terms) {
+      const Matrix factor = term.factor.block(sample, 0, col);
+      kernels_.pack(low_, factor, gemm_.operands[term.operand].depth, cols, shrink_panels_[term.operand], panel_stride);
+    }
+    strips_.resize(shrink.terms.size());
+    for (int64_t row = begin; row < end; row += kTileRows) {
+      const int rows = std::min<int64_t>(end - row, kTileRows);
+      for (size_t t = 0; t < shrink.terms.size(); ++t) {
+        const int operand = shrink.terms[t].operand;
+        strips_[t] = strip(operand, row, shrink_panels_[operand], panel_stride);
+      }
+      tile()(rows, cols, nullptr, 0, strips_.data(), strips_.size(), false, c_);
+      for (int m = 0; m < rows; ++m) {
+        const float scale = gemm_.scales ? gemm_.scales[gemm_.segments.find(row + m)] : gemm_.scale;
+        float* s = shrink.s + (row + m) * shrink.rank + col;
+        for (int64_t j = 0; j < cols; ++j) s[j] = scale * c_[m * kTileCols + j];
+      }
+    }
+  }
+
+  // The current rows of S as bf16, where that is what is multiplied.
+  void round_s() {
+    if (low_ != Panel::kPairs) return;
+    for (size_t i = 0; i < gemm_.shrinks.size(); ++i) {
+      const Shrink& shrink = gemm_.shrinks[i];
+      for (int64_t row = begin_; row < end_; ++row) {
+        kernels_.convert_row(shrink.s + row * shrink.rank, Dtype::kFloat, shrink.rank, true,
+                             rounded_s_[i] + (row - begin_) * round_up(shrink.rank, 2) * 2);
+      }
+    }
+  }
+
+  void expand_panel(const Output& output, int64_t panel) {
+    const int64_t col = panel * kTileCols;
+    const int cols = std::min<int64_t>(output.cols - col, kTileCols);
+    const bool per_sample = any_per_sample(output.expands);
+    std::fill(packed_sample_.begin(), packed_sample_.end(), -1);
+    for (int64_t row = begin_; row < end_; row += kTileRows) {
+      const int rows = std::min<int64_t>(end_ - row, kTileRows);
+      strips_.clear();
+      for (const BaseTerm& base : output.bases) {
+        const int64_t bytes = panel_bytes(base_panel(gemm_.dtype), gemm_.operands[base.operand].depth);
+        strips_.push_back(strip(base.operand, row, base.panels + panel * bytes, kTileCols));
+      }
+      const int n_base = strips_.size();
+      int64_t sample = per_sample ? gemm_.segments.find(row) : 0;
+      if (!per_sample || gemm_.segments.end(sample) >= row + rows) {
+        add_expands(output, sample, row, col, cols);
+        tile()(rows, cols, strips_.data(), n_base, strips_.data() + n_base, strips_.size() - n_base, false, c_);
+      } else {
+        // The tile crosses a border: each sample's rows get their own term. The same sums in the same order.
+        tile()(rows, cols, strips_.data(), n_base, nullptr, 0, false, c_);
+        for (int64_t start = row; start < row + rows;) {
+          sample = gemm_.segments.find(start);
+          const int64_t stop = std::min(row + rows, gemm_.segments.end(sample));
+          strips_.clear();
+          add_expands(output, sample, start, col, cols);
+          tile()(stop - start, cols, nullptr, 0, strips_.data(), strips_.size(), true, c_ + (start - row) * kTileCols);
+          start = stop;
+        }
+      }
+      for (int m = 0; m < rows; ++m) {
+        kernels_.store_row(c_ + m * kTileCols, output.bias ? output.bias + col : nullptr, cols, gemm_.dtype,
+                           static_cast<char*>(output.data) + ((row + m) * output.cols + col) * size_of(gemm_.dtype));
+      }
+    }
+  }
+
+  // Appends the low-rank strips of one sample from `row` on, packing its factors' columns unless they are there.
+  void add_expands(const Output& output, int64_t sample, int64_t row, int64_t col, int64_t cols) {
+    for (size_t i = 0; i < output.expands.size(); ++i) {
+      const auto& [index, factor] = output.expands[i];
+      const Shrink& shrink = gemm_.shrinks[index];
+      const int64_t owner = factor.batch_stride ? sample : 0;
+      if (packed_sample_[i] != owner) {
+        kernels_.pack(low_, factor.block(owner, 0, col), shrink.rank, cols, expand_panels_[i], kTileCols);
+        packed_sample_[i] = owner;
+      }
+      const bool rounded = low_ == Panel::kPairs;
+      const int64_t stride = rounded ? round_up(shrink.rank, 2) : shrink.rank;
+      const char* s = rounded ? rounded_s_[index] + (row - begin_) * stride * 2
+                              : reinterpret_cast<const char*>(shrink.s + row * stride);
+      strips_.push_back({s, stride, expand_panels_[i], kTileCols, shrink.rank});
+    }
+  }
+
+  TileFn tile() const { return kernels_.tile[static_cast<int>(gemm_.dtype)]; }
+
+  const LowRankGemm& gemm_;
+  const Kernels& kernels_;
+  const int64_t max_rows_;
+  const Panel low_;
+  const int64_t row_bytes_;
+  int64_t begin_ = 0;
+  int64_t end_ = 0;
+  std::vector<Operand> operands_;
+  std::vector<char*> converted_, rounded_s_, shrink_panels_, expand_panels_;
+  std::vector<int64_t> packed_sample_;
+  std::vector<Strip> strips_;
+  alignas(64) float c_[kTileRows * kTileCols];
+};
+
+int64_t rows_per_block(const LowRankGemm& gemm, int64_t threads) {
+  int64_t bytes = 0;
+  for (const Rows& rows : gemm.operands) bytes += rows.depth * size_of(gemm.dtype);
+  const int64_t fit = std::clamp<int64_t>(kBlockBytes / std::max<int64_t>(bytes, 1), kTileRows, kMaxBlockRows);
+  // Equal blocks, as many for each thread.
+  const int64_t rounds = at::divup(gemm.segments.rows, fit * threads);
+  return round_up(at::divup(gemm.segments.rows, rounds * threads), kTileRows);
+}
+
+}  // namespace
+
+void run(const LowRankGemm& gemm, const Kernels& kernels) {
+  const int64_t rows = gemm.segments.rows;
+  if (rows == 0) return;
+  const int64_t threads = at::get_num_threads();
+  int64_t panels = 0;
+  for (const Output& output : gemm.outputs) panels += panels_of(output.cols);
+
+  if (panels == 0 || threads == 1 || rows >= threads * kMinRowsPerThread) {
+    const int64_t block = rows_per_block(gemm, threads);
+    at::parallel_for(0, at::divup(rows, block), 1, [&](int64_t first, int64_t last) {
+      BlockWorker worker(gemm, kernels, block);
+      for (int64_t i = first; i < last; ++i) {
+        worker.load(i * block, std::min(rows, (i + 1) * block));
+        worker.shrink();
+        worker.expand(0, panels);
+      }
+    });
+    return;
+  }
+  const int64_t share = round_up(at::divup(rows, threads), kTileRows);
+  at::parallel_for(0, at::divup(rows, share), 1, [&](int64_t first, int64_t last) {
+    BlockWorker worker(gemm, kernels, share);
+    for (int64_t i = first; i < last; ++i) {
+      worker.load(i * share, std::min(rows, (i + 1) * share));
+      worker.shrink();
+    }
+  });
+  const int64_t block = rows_per_block(gemm, 1);
+  at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
+    BlockWorker worker(gemm, kernels, block);
+    for (int64_t begin = 0; begin < rows; begin += block) {
+      worker.load(begin, std::min(rows, begin + block));
+      worker.expand(first, last);
+    }
+  });
+}
+
+}  // namespace cora

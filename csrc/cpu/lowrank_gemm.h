@@ -1,0 +1,78 @@
+// The one shape of work behind forward, backward and shrink: products of row operands with a frozen, packed matrix, plus
+// low-rank products whose inner factor S is itself computed here.
+//
+//     S_a = scale · Σ_t rows_t · F_t[sample]            (F_t: A in the forward, Bᵀ in the backward)
+//     out = Σ_b rows_b · panels_b + Σ_l S_l · E_l[sample] + bias
+#pragma once
+
+#include <vector>
+
+#include "kernels.h"
+
+namespace cora {
+
+// A row operand [M x depth] of unit column stride.
+struct Rows {
+  const void* data;
+  int64_t stride;
+  int64_t depth;
+};
+
+// rows[operand] · factor, [depth x rank] for each sample.
+struct ShrinkTerm {
+  int operand;
+  Matrix factor;
+};
+
+// s [M x rank]; without terms it is given and only read.
+struct Shrink {
+  std::vector<ShrinkTerm> terms;
+  int64_t rank;
+  float* s;
+};
+
+struct BaseTerm {
+  int operand;
+  const char* panels;
+};
+
+// s[shrink] · factor, [rank x cols] for each sample.
+struct ExpandTerm {
+  int shrink;
+  Matrix factor;
+};
+
+// data [M x cols], contiguous; bias fp32 [cols] or null.
+struct Output {
+  void* data;
+  int64_t cols;
+  const float* bias;
+  std::vector<BaseTerm> bases;
+  std::vector<ExpandTerm> expands;
+};
+
+struct LowRankGemm {
+  Segments segments;
+  // Of the row operands and the outputs.
+  Dtype dtype;
+  // One scale for all samples, or (not null) one for each.
+  float scale;
+  const float* scales;
+  std::vector<Rows> operands;
+  std::vector<Shrink> shrinks;
+  std::vector<Output> outputs;
+};
+
+void run(const LowRankGemm& gemm, const Kernels& kernels);
+
+// How W is packed for rows of this dtype, and the size of one panel of `depth` rows.
+inline Panel base_panel(Dtype dtype) {
+  return dtype == Dtype::kFloat ? Panel::kFloat : dtype == Dtype::kHalf ? Panel::kHalf : Panel::kPairs;
+}
+
+// How the low-rank factors are packed, and the type in which rows are multiplied.
+inline Panel low_panel(Dtype dtype, const Kernels& kernels) {
+  return dtype == Dtype::kBFloat16 && kernels.bf16_pairs ? Panel::kPairs : Panel::kFloat;
+}
+
+}  // namespace cora

@@ -1,0 +1,202 @@
+// The CPU implementations of the ops: check, allocate, describe the work, run it.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include "../checks.h"
+#include "lowrank_gemm.h"
+#include "outer.h"
+#include "views.h"
+#include "weight_packs.h"
+
+namespace cora {
+
+// The instruction set that calls use; null picks the best of this machine.
+const Kernels* chosen_kernels = nullptr;
+
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Tensors = std::vector<Tensor>;
+
+const Kernels& kernels() {
+  static const Kernels* best = find_kernels();
+  const Kernels* kernels = chosen_kernels ? chosen_kernels : best;
+  TORCH_CHECK(kernels, "the CPU kernels need a processor with AVX2, FMA and F16C");
+  return *kernels;
+}
+
+Segments segments_of(const OptionalTensor& cu_seqlens, int64_t batch, int64_t rows) {
+  if (!cu_seqlens) {
+    TORCH_CHECK(batch == 0 ? rows == 0 : rows % batch == 0, "expected ", batch, " samples of one length, got ", rows,
+                " rows");
+    return {batch, rows, batch ? rows / batch : 0, nullptr};
+  }
+  TORCH_CHECK(cu_seqlens->dim() == 1 && cu_seqlens->size(0) == batch + 1 && cu_seqlens->is_contiguous(),
+              "cu_seqlens must be contiguous [", batch + 1, "], got ", cu_seqlens->sizes());
+  check_dtype("cu_seqlens", *cu_seqlens, at::kInt);
+  const int32_t* offsets = cu_seqlens->const_data_ptr<int32_t>();
+  TORCH_CHECK_VALUE(offsets[0] == 0, "cu_seqlens must start at 0, got cu_seqlens[0] = ", offsets[0]);
+  TORCH_CHECK_VALUE(offsets[batch] == rows, "cu_seqlens must end at the number of rows of x, ", rows,
+                    ", got cu_seqlens[-1] = ", offsets[batch]);
+  for (int64_t i = 0; i < batch; ++i) {
+    TORCH_CHECK_VALUE(offsets[i] <= offsets[i + 1], "cu_seqlens must not decrease, got ", offsets[i], " then ",
+                      offsets[i + 1], " at index ", i + 1);
+  }
+  return {batch, rows, -1, offsets};
+}
+
+Rows rows_of(const Tensor& t) { return {t.const_data_ptr(), t.stride(0), t.size(1)}; }
+
+// One call's work and what must live as long: packs, scales and biases in fp32.
+struct Call {
+  LowRankGemm gemm;
+  Tensors kept;
+
+  Call(const Tensor& rows, const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens, int64_t batch)
+      : gemm{segments_of(cu_seqlens, batch, rows.size(0)), dtype_of(rows), float(scaling), nullptr, {}, {}, {}} {
+    if (scales) {
+      TORCH_CHECK(scales->dim() == 1 && scales->size(0) == batch, "scaling must be [", batch, "], got ", scales->sizes());
+      gemm.scales = keep(scales->to(at::kFloat).contiguous()).const_data_ptr<float>();
+    }
+  }
+
+  const Tensor& keep(Tensor t) { return kept.emplace_back(std::move(t)); }
+
+  BaseTerm base(int operand, const Tensor& weight, bool transposed) {
+    return {operand, static_cast<const char*>(keep(packed(weight, transposed, kernels())).const_data_ptr())};
+  }
+
+  // S [rows, rank] computed from terms, or the one given.
+  Tensor add_shrink(std::vector<ShrinkTerm> terms, int64_t rank, const Tensor& given) {
+    const int64_t rows = gemm.segments.rows;
+    Tensor s = given.defined() ? given : at::empty({rows, rank}, at::kFloat);
+    check_rows("s", s, rows, rank);
+    check_dtype("s", s, at::kFloat);
+    if (!s.is_contiguous()) s = keep(s.contiguous());
+    gemm.shrinks.push_back({std::move(terms), rank, s.mutable_data_ptr<float>()});
+    return s;
+  }
+};
+
+Tensor cpu_shrink(const Tensor& x, const Tensor& a, const OptionalTensor& scales, double scaling,
+                  const OptionalTensor& cu_seqlens, int64_t batch) {
+  check_rows("x", x, x.size(0), x.size(1));
+  check_factor("lora_a", a, batch, x.size(1), a.size(-1));
+  Call call(x, scales, scaling, cu_seqlens, batch);
+  call.gemm.operands.push_back(rows_of(x));
+  const Tensor s = call.add_shrink({{0, matrix_of(a)}}, a.size(-1), Tensor());
+  run(call.gemm, kernels());
+  return s;
+}
+
+// The ys, then the computed ss (none where s is given).
+Tensors cpu_forward(const Tensor& x, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
+                    const c10::List<OptionalTensor>& biases, const OptionalTensor& scales, double scaling,
+                    const OptionalTensor& cu_seqlens, int64_t batch, at::TensorList given) {
+  const size_t n = weights.size();
+  TORCH_CHECK(lora_bs.size() == n && biases.size() == n && (lora_as.size() == 1 || lora_as.size() == n) &&
+                  (given.empty() || given.size() == lora_as.size()),
+              "the lists of a group must have one length");
+  check_rows("x", x, x.size(0), x.size(1));
+  Call call(x, scales, scaling, cu_seqlens, batch);
+  call.gemm.operands.push_back(rows_of(x));
+  Tensors out, ss;
+  for (size_t i = 0; i < lora_as.size(); ++i) {
+    check_factor("lora_a", lora_as[i], batch, x.size(1), lora_as[i].size(-1));
+    std::vector<ShrinkTerm> terms;
+    if (given.empty()) terms.push_back({0, matrix_of(lora_as[i])});
+    ss.push_back(call.add_shrink(std::move(terms), lora_as[i].size(-1), given.empty() ? Tensor() : given[i]));
+  }
+  for (size_t j = 0; j < n; ++j) {
+    const int64_t cols = weights[j].size(0);
+    const int a = lora_as.size() == 1 ? 0 : j;
+    check_matrix("weight", weights[j], cols, x.size(1));
+    check_dtype("weight", weights[j], x.scalar_type());
+    check_factor("lora_b", lora_bs[j], batch, call.gemm.shrinks[a].rank, cols);
+    const float* bias = nullptr;
+    if (const OptionalTensor& b = biases.get(j)) {
+      TORCH_CHECK(b->dim() == 1 && b->size(0) == cols, "bias must be [", cols, "], got ", b->sizes());
+      bias = call.keep(b->to(at::kFloat).contiguous()).const_data_ptr<float>();
+    }
+    out.push_back(at::empty({x.size(0), cols}, x.options()));
+    call.gemm.outputs.push_back({out.back().mutable_data_ptr(), cols, bias, {call.base(0, weights[j], false)},
+                                 {{a, matrix_of(lora_bs[j])}}});
+  }
+  run(call.gemm, kernels());
+  if (given.empty()) out.insert(out.end(), ss.begin(), ss.end());
+  return out;
+}
+
+// dx (if needed), then the computed dss (none where ds is given).
+Tensors cpu_backward_input(at::TensorList gs, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
+                           const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens, int64_t batch,
+                           bool need_dx, at::TensorList given) {
+  const size_t n = gs.size();
+  TORCH_CHECK(n > 0 && weights.size() == n && lora_bs.size() == n && (lora_as.size() == 1 || lora_as.size() == n) &&
+                  (given.empty() || given.size() == lora_as.size()),
+              "the lists of a group must have one length");
+  const int64_t rows = gs[0].size(0);
+  const int64_t cols = weights[0].size(1);
+  Call call(gs[0], scales, scaling, cu_seqlens, batch);
+  std::vector<std::vector<ShrinkTerm>> terms(lora_as.size());
+  for (size_t j = 0; j < n; ++j) {
+    const int a = lora_as.size() == 1 ? 0 : j;
+    check_rows("grad", gs[j], rows, weights[j].size(0));
+    check_dtype("grad", gs[j], gs[0].scalar_type());
+    check_matrix("weight", weights[j], weights[j].size(0), cols);
+    check_dtype("weight", weights[j], gs[0].scalar_type());
+    check_factor("lora_b", lora_bs[j], batch, lora_as[a].size(-1), gs[j].size(1));
+    call.gemm.operands.push_back(rows_of(gs[j]));
+    if (given.empty()) terms[a].push_back({int(j), matrix_of(lora_bs[j]).transposed()});
+  }
+  Tensors dss;
+  for (size_t i = 0; i < lora_as.size(); ++i) {
+    check_factor("lora_a", lora_as[i], batch, cols, lora_as[i].size(-1));
+    dss.push_back(call.add_shrink(std::move(terms[i]), lora_as[i].size(-1), given.empty() ? Tensor() : given[i]));
+  }
+  Tensors out;
+  if (need_dx) {
+    Output dx{nullptr, cols, nullptr, {}, {}};
+    out.push_back(at::empty({rows, cols}, gs[0].options()));
+    dx.data = out.back().mutable_data_ptr();
+    for (size_t j = 0; j < n; ++j) dx.bases.push_back(call.base(j, weights[j], true));
+    for (size_t i = 0; i < lora_as.size(); ++i) dx.expands.push_back({int(i), matrix_of(lora_as[i]).transposed()});
+    call.gemm.outputs.push_back(std::move(dx));
+  }
+  run(call.gemm, kernels());
+  if (given.empty()) out.insert(out.end(), dss.begin(), dss.end());
+  return out;
+}
+
+Tensor cpu_outer(const Tensor& u, const Tensor& v, const OptionalTensor& cu_seqlens, int64_t batch, bool per_sample,
+                 at::ScalarType dtype) {
+  check_rows("u", u, u.size(0), u.size(1));
+  check_rows("v", v, u.size(0), v.size(1));
+  const Segments segments = segments_of(cu_seqlens, batch, u.size(0));
+  // The low-rank side is in fp32 and goes to registers row by row; where both are, it is the one with fewer columns.
+  const bool u_is_fp32 = u.scalar_type() == at::kFloat;
+  const bool wide_first = u_is_fp32 ? v.scalar_type() == at::kFloat && u.size(1) > v.size(1) : true;
+  const Tensor& wide = wide_first ? u : v;
+  const Tensor narrow = (wide_first ? v : u).to(at::kFloat);
+  std::vector<int64_t> shape{u.size(1), v.size(1)};
+  if (per_sample) shape.insert(shape.begin(), batch);
+  const Tensor out = at::empty(shape, u.options().dtype(dtype));
+  run(Outer{segments, per_sample, wide.const_data_ptr(), dtype_of(wide), wide.stride(0), wide.size(1),
+            narrow.const_data_ptr<float>(), narrow.stride(0), narrow.size(1), out.mutable_data_ptr(), dtype_of(out),
+            wide_first},
+      kernels());
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(cora_kernels, CPU, m) {
+  m.impl("cpu_shrink", &cpu_shrink);
+  m.impl("cpu_forward", &cpu_forward);
+  m.impl("cpu_backward_input", &cpu_backward_input);
+  m.impl("cpu_outer", &cpu_outer);
+}
+
+}  // namespace cora

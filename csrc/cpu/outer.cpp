@@ -1,0 +1,128 @@
+#include "outer.h"
+
+#include <ATen/Parallel.h>
+
+#include "lowrank_gemm.h"
+#include "scratch.h"
+
+namespace cora {
+namespace {
+
+// Rows summed in one go, a constant: the order of the sum depends on the segments alone, never on the threads.
+constexpr int64_t kChunk = 256;
+
+// Computes up to `max_panels` panels of 48 columns of `wide` for one sample after another, over the thread's scratch memory.
+class OuterWorker {
+ public:
+  OuterWorker(const Outer& outer, const Kernels& kernels, int64_t max_panels)
+      : outer_(outer),
+        kernels_(kernels),
+        low_(low_panel(outer.wide_dtype, kernels)),
+        sum_size_(round_up(outer.narrow_cols, kTileRows) * kTileCols) {
+    const int64_t turned = outer.narrow_cols * kChunk * 4;
+    const int64_t panel = panel_bytes(low_, kChunk);
+    const int64_t sums = max_panels * sum_size_ * 4;
+    Scratch& scratch =
+        Scratch::of_thread(2 * Scratch::padded(turned) + Scratch::padded(panel) + Scratch::padded(sums));
+    turned_ = scratch.take(turned);
+    rounded_ = scratch.take(turned);
+    panel_ = scratch.take(panel);
+    sums_ = reinterpret_cast<float*>(scratch.take(sums));
+  }
+
+  void run(int64_t sample, int64_t first_panel, int64_t last_panel) {
+    const int64_t begin = outer_.per_sample ? outer_.segments.begin(sample) : 0;
+    const int64_t end = outer_.per_sample ? outer_.segments.end(sample) : outer_.segments.rows;
+    if (begin == end) std::fill_n(sums_, (last_panel - first_panel) * sum_size_, 0.f);
+    for (int64_t row = begin; row < end; row += kChunk) {
+      const int64_t stop = std::min(end, row + kChunk);
+      turn(row, stop);
+      for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+        add_chunk(row, stop, panel * kTileCols, row > begin, sums_ + (panel - first_panel) * sum_size_);
+      }
+    }
+    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+      store(sample, panel * kTileCols, sums_ + (panel - first_panel) * sum_size_);
+    }
+  }
+
+ private:
+  // The rows [begin, end) of narrow as columns, in the type that is multiplied.
+  void turn(int64_t begin, int64_t end) {
+    const Matrix narrow{outer_.narrow + begin * outer_.narrow_stride, Dtype::kFloat, outer_.narrow_stride, 1};
+    turned_stride_ = round_up(end - begin, 16);
+    kernels_.pack(Panel::kFloat, narrow.transposed(), outer_.narrow_cols, end - begin, turned_, turned_stride_);
+    if (low_ != Panel::kPairs) return;
+    for (int64_t j = 0; j < outer_.narrow_cols; ++j) {
+      kernels_.convert_row(turned_ + j * turned_stride_ * 4, Dtype::kFloat, turned_stride_, true,
+                           rounded_ + j * turned_stride_ * 2);
+    }
+  }
+
+  // sum (+)= narrow[begin:end]ᵀ · wide[begin:end, col:].
+  void add_chunk(int64_t begin, int64_t end, int64_t col, bool add, float* sum) {
+    const int64_t depth = end - begin;
+    const int cols = std::min<int64_t>(outer_.wide_cols - col, kTileCols);
+    const Matrix wide = Matrix{outer_.wide, outer_.wide_dtype, outer_.wide_stride, 1}.block(0, begin, col);
+    const char* rows = low_ == Panel::kPairs ? rounded_ : turned_;
+    const int64_t row_bytes = turned_stride_ * (low_ == Panel::kPairs ? 2 : 4);
+    Strip strip{rows, turned_stride_, wide.data, outer_.wide_stride, depth};
+    if (outer_.wide_dtype != Dtype::kFloat || cols < kTileCols) {
+      kernels_.pack(low_, wide, depth, cols, panel_, kTileCols);
+      strip.panel = panel_;
+      strip.panel_stride = kTileCols;
+    }
+    const TileFn tile = kernels_.tile[static_cast<int>(outer_.wide_dtype)];
+    for (int64_t j = 0; j < outer_.narrow_cols; j += kTileRows) {
+      strip.rows = rows + j * row_bytes;
+      tile(std::min<int64_t>(outer_.narrow_cols - j, kTileRows), cols, nullptr, 0, &strip, 1, add, sum + j * kTileCols);
+    }
+  }
+
+  void store(int64_t sample, int64_t col, const float* sum) {
+    const int64_t cols = std::min<int64_t>(outer_.wide_cols - col, kTileCols);
+    const int64_t q = outer_.narrow_cols;
+    const int64_t element = size_of(outer_.out_dtype);
+    char* out = static_cast<char*>(outer_.out) + sample * outer_.wide_cols * q * element;
+    for (int64_t j = 0; j < q; j += kTileRows) {
+      const int64_t rows = std::min<int64_t>(q - j, kTileRows);
+      const float* tile = sum + j * kTileCols;
+      if (outer_.wide_first) {
+        kernels_.store_transposed(tile, rows, cols, outer_.out_dtype, out + (col * q + j) * element, q);
+        continue;
+      }
+      for (int64_t m = 0; m < rows; ++m) {
+        kernels_.store_row(tile + m * kTileCols, nullptr, cols, outer_.out_dtype,
+                           out + ((j + m) * outer_.wide_cols + col) * element);
+      }
+    }
+  }
+
+  const Outer& outer_;
+  const Kernels& kernels_;
+  const Panel low_;
+  const int64_t sum_size_;
+  int64_t turned_stride_ = 0;
+  char* turned_;
+  char* rounded_;
+  char* panel_;
+  float* sums_;
+};
+
+}  // namespace
+
+void run(const Outer& outer, const Kernels& kernels) {
+  const int64_t samples = outer.per_sample ? outer.segments.batch : 1;
+  const int64_t panels = at::divup(outer.wide_cols, kTileCols);
+  at::parallel_for(0, samples * panels, 1, [&](int64_t first, int64_t last) {
+    OuterWorker worker(outer, kernels, std::min(panels, last - first));
+    while (first < last) {
+      const int64_t sample = first / panels;
+      const int64_t stop = std::min(last, (sample + 1) * panels);
+      worker.run(sample, first - sample * panels, stop - sample * panels);
+      first = stop;
+    }
+  });
+}
+
+}  // namespace cora

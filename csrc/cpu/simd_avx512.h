@@ -1,0 +1,74 @@
+// Sixteen fp32 lanes. Included inside a target region and a namespace; the caller has included <immintrin.h>.
+
+using Vec = __m512;
+constexpr int kWidth = 16;
+// Accumulators: 8 x 3 of 32 registers.
+constexpr int kBlockRows = 8;
+constexpr int kBlockVecs = 3;
+
+inline __mmask16 first(int64_t n) { return n >= kWidth ? 0xffff : static_cast<__mmask16>((1u << n) - 1); }
+
+inline Vec zero() { return _mm512_setzero_ps(); }
+inline Vec set1(float value) { return _mm512_set1_ps(value); }
+inline Vec set1_bits(int32_t bits) { return _mm512_castsi512_ps(_mm512_set1_epi32(bits)); }
+inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+inline Vec load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+
+// The first n lanes, the others zero; n may exceed the width.
+inline Vec load(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+inline Vec load_half(const uint16_t* p, int64_t n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p)); }
+inline Vec load_bf16(const uint16_t* p, int64_t n) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+// The bf16 at even and odd positions of 32, widened.
+inline Vec even_bf16(Vec pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pairs), 16)); }
+inline Vec odd_bf16(Vec pairs) {
+  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs), _mm512_set1_epi32(0xffff0000)));
+}
+
+// bf16 bits in the low half of each lane: to nearest even, NaN stays NaN.
+inline __m512i bf16_bits(Vec v) {
+  const __m512i bits = _mm512_castps_si512(v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  return _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0));
+}
+inline Vec pair_bf16(Vec even, Vec odd) {
+  return _mm512_castsi512_ps(_mm512_or_si512(bf16_bits(even), _mm512_slli_epi32(bf16_bits(odd), 16)));
+}
+
+inline void store(float* p, Vec v, int64_t n) { _mm512_mask_storeu_ps(p, first(n), v); }
+inline void store_half(uint16_t* p, Vec v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline void store_bf16(uint16_t* p, Vec v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtepi32_epi16(bf16_bits(v)));
+}
+
+// Four rounds, each swapping the off-diagonal halves of ever larger 2 x 2 blocks.
+inline void transpose(Vec (&rows)[kWidth]) {
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+#pragma GCC unroll 4
+  for (int step = 1; step < kWidth; step *= 2) {
+    const __m512i shift = _mm512_set1_epi32(step);
+    const __mmask16 high = _mm512_test_epi32_mask(lane, shift);
+    // Lane indices into (a, b), b's from 16 on: a keeps its low halves and takes b's, and the other way round.
+    const __m512i from_low = _mm512_mask_add_epi32(lane, high, _mm512_sub_epi32(lane, shift), _mm512_set1_epi32(16));
+    const __m512i from_high = _mm512_mask_add_epi32(_mm512_add_epi32(lane, shift), high, lane, _mm512_set1_epi32(16));
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) {
+      if (i & step) continue;
+      const Vec a = rows[i];
+      const Vec b = rows[i + step];
+      rows[i] = _mm512_permutex2var_ps(a, from_low, b);
+      rows[i + step] = _mm512_permutex2var_ps(a, from_high, b);
+    }
+  }
+}
