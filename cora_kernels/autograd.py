@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cora_kernels import dispatch
 from cora_kernels.segments import Segments
 
 
@@ -21,7 +21,14 @@ class LoraLinearGroup(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, backend: str, n: int, n_a: int, scaling: Any, x: Tensor, cu_seqlens: Tensor | None, *tensors: Any
+        ctx: Any,
+        backend: ModuleType,
+        n: int,
+        n_a: int,
+        scaling: Any,
+        x: Tensor,
+        cu_seqlens: Tensor | None,
+        *tensors: Any,
     ) -> tuple[Tensor, ...]:
         weights, lora_as, lora_bs, biases = _unflatten(tensors, n, n_a)
         needs_scaling, needs_x = ctx.needs_input_grad[3:5]
@@ -29,7 +36,7 @@ class LoraLinearGroup(torch.autograd.Function):
 
         kept = None
         if needs_scaling:
-            kernels, segments, rows = dispatch.load(backend), Segments.of(x, cu_seqlens), as_rows(x)
+            kernels, segments, rows = backend, Segments.of(x, cu_seqlens), as_rows(x)
             kept = [kernels.shrink(rows, a, 1.0, segments) for a in lora_as]
             ready = [_scaled(u, segments.per_row(scaling)) for u in kept]
             ys, _ = run(backend, scaling, x, cu_seqlens, weights, lora_as, lora_bs, biases, ready)
@@ -57,7 +64,7 @@ class LoraLinearGroup(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        n, kernels = ctx.n, dispatch.load(ctx.backend)
+        n, kernels = ctx.n, ctx.backend
         needs_scaling, needs_x = ctx.needs_input_grad[3:5]
         _, needs_as, needs_bs, needs_biases = _unflatten(ctx.needs_input_grad[6:], n, ctx.n_a)
         cu_seqlens, scaling, x, *saved = ctx.saved_tensors
@@ -98,7 +105,7 @@ class LoraLinearGroup(torch.autograd.Function):
 
 
 def run(
-    backend: str,
+    backend: ModuleType,
     scaling: float | Tensor,
     x: Tensor,
     cu_seqlens: Tensor | None,
@@ -110,7 +117,7 @@ def run(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The forward of a backend on x as the caller has it: ys shaped like x, and S."""
     dtype = x.dtype
-    ys, ss = dispatch.load(backend).forward(
+    ys, ss = backend.forward(
         as_rows(x),
         [weight.to(dtype) for weight in weights],
         lora_as,

@@ -5,11 +5,12 @@ of mixed dtypes, so S, dS, A and B take the dtype of x here: the factors are cas
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from cora_kernels.segments import Segments
+from cora_kernels.segments import Segments, borders_of
 
 
 def availability() -> str | None:
@@ -82,10 +83,7 @@ def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: tor
     if segments.cu_seqlens is None:
         shape = segments.batch, segments.length
         return torch.bmm(u.view(*shape, u.shape[1]).transpose(1, 2), v.view(*shape, v.shape[1])).to(dtype)
-    out = u.new_empty(segments.batch, u.shape[1], v.shape[1])
-    for i, span in enumerate(segments.spans()):
-        torch.mm(u[span].t(), v[span], out=out[i])
-    return out.to(dtype)
+    return torch.ops.cora_kernels.segment_outer(u, v, segments.cu_seqlens).to(dtype)
 
 
 def _times(rows: Tensor, factor: Tensor, segments: Segments, bias: Tensor | None = None) -> Tensor:
@@ -96,7 +94,37 @@ def _times(rows: Tensor, factor: Tensor, segments: Segments, bias: Tensor | None
         batched = rows.view(segments.batch, segments.length, rows.shape[1])
         product = torch.bmm(batched, factor) if bias is None else torch.baddbmm(bias, batched, factor)
         return product.view(segments.rows, factor.shape[2])
-    out = rows.new_empty(segments.rows, factor.shape[2])
-    for i, span in enumerate(segments.spans()):
-        torch.mm(rows[span], factor[i], out=out[span])
-    return out if bias is None else out.add_(bias)
+    product = torch.ops.cora_kernels.segment_mm(rows, factor, segments.cu_seqlens)
+    return product if bias is None else product.add_(bias)
+
+
+def _segment_mm(rows: Tensor, factors: Tensor, cu_seqlens: Tensor) -> Tensor:
+    out = rows.new_empty(rows.shape[0], factors.shape[2])
+    for i, (start, stop) in enumerate(pairwise(borders_of(cu_seqlens, rows.shape[0]))):
+        torch.mm(rows[start:stop], factors[i], out=out[start:stop])
+    return out
+
+
+def _segment_outer(u: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
+    out = u.new_empty(cu_seqlens.shape[0] - 1, u.shape[1], v.shape[1])
+    for i, (start, stop) in enumerate(pairwise(borders_of(cu_seqlens, u.shape[0]))):
+        torch.mm(u[start:stop].t(), v[start:stop], out=out[i])
+    return out
+
+
+# Operators, because torch.compile cannot trace a walk over borders that are data: it calls these as they are.
+_LIBRARY = torch.library.Library("cora_kernels", "FRAGMENT")
+_LIBRARY.define("segment_mm(Tensor rows, Tensor factors, Tensor cu_seqlens) -> Tensor")
+_LIBRARY.define("segment_outer(Tensor u, Tensor v, Tensor cu_seqlens) -> Tensor")
+_LIBRARY.impl("segment_mm", _segment_mm, "CompositeExplicitAutograd")
+_LIBRARY.impl("segment_outer", _segment_outer, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("cora_kernels::segment_mm")
+def _(rows: Tensor, factors: Tensor, cu_seqlens: Tensor) -> Tensor:
+    return rows.new_empty(rows.shape[0], factors.shape[2])
+
+
+@torch.library.register_fake("cora_kernels::segment_outer")
+def _(u: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
+    return u.new_empty(cu_seqlens.shape[0] - 1, u.shape[1], v.shape[1])

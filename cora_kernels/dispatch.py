@@ -1,42 +1,61 @@
 """Which backend serves a call: the ordered table, the reasons against each, the user's choice."""
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import cache
-from importlib import import_module
 from types import ModuleType
 
 from torch import Tensor
 
 from cora_kernels.segments import Segments
 
-# name -> (module, the device types it is tried on, in this order, when no backend is asked for; None: on every device)
-_BACKENDS: dict[str, tuple[str, tuple[str, ...] | None]] = {
-    "chain": ("cora_kernels.chain", None),
-    "reference": ("cora_kernels.reference", ()),
+
+# Import statements, one function each: backends load on first use, and torch.compile traces no other way to import.
+def _reference() -> ModuleType:
+    from cora_kernels import reference
+
+    return reference
+
+
+def _chain() -> ModuleType:
+    from cora_kernels import chain
+
+    return chain
+
+
+# name -> (module, the device types it is tried on when no backend is asked for; None: all). The first usable one serves.
+_BACKENDS: dict[str, tuple[Callable[[], ModuleType], tuple[str, ...] | None]] = {
+    "chain": (_chain, None),
+    "reference": (_reference, ()),
 }
 
-_asked_for: ContextVar[str | None] = ContextVar("cora_kernels_backend", default=None)
+
+class _Choice(threading.local):
+    """Not a ContextVar: torch.compile guards on this one, so a compiled call sees every later use_backend."""
+
+    name: str | None = None
+
+
+_choice = _Choice()
 
 
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Calls inside use the backend `name` (None: the automatic choice), in backward too, unless they name one themselves.
+    """Inside, every call that names no backend uses `name` (None: the automatic choice), for its backward too.
 
-    The choice holds for the current thread or async task. Raises ValueError for a name that is not in `backends()`.
+    The choice holds in the current thread. Raises ValueError for a name that `backends()` does not list.
     """
     _check_name(name)
-    token = _asked_for.set(name)
+    previous, _choice.name = _choice.name, name
     try:
         yield
     finally:
-        _asked_for.reset(token)
+        _choice.name = previous
 
 
 def backends() -> dict[str, str | None]:
-    """Every backend by name, in order of preference: None if it can be used on this machine, else the reason why not."""
-    return {name: load(name).availability() for name in _BACKENDS}
+    """Every backend by name, in order of preference: None if this machine can run it, else the reason why not."""
+    return {name: load().availability() for name, (load, _) in _BACKENDS.items()}
 
 
 def select(
@@ -46,38 +65,29 @@ def select(
     lora_as: Sequence[Tensor],
     lora_bs: Sequence[Tensor],
     segments: Segments,
-) -> str:
-    """The name of the backend that serves this call. A backend asked for by name serves it or an error says why not."""
+) -> ModuleType:
+    """The backend that serves this call: the one asked for, which can or an error says why not, or the first that can."""
     if name is None:
-        name = _asked_for.get()
+        name = _choice.name
     if name is not None:
         _check_name(name)
-        reasons = _reasons(name, x, weights, lora_as, lora_bs, segments)
+        backend = _BACKENDS[name][0]()
+        reasons = _reasons(backend, x, weights, lora_as, lora_bs, segments)
         if reasons:
             raise ValueError(f"backend {name!r} cannot serve this call: {'; '.join(reasons)}")
-        return name
+        return backend
     device = x.device.type
-    for candidate, (_, devices) in _BACKENDS.items():
+    for load, devices in _BACKENDS.values():
         if devices is None or device in devices:
-            if not _reasons(candidate, x, weights, lora_as, lora_bs, segments):
-                return candidate
+            backend = load()
+            if not _reasons(backend, x, weights, lora_as, lora_bs, segments):
+                return backend
     raise AssertionError("the chain serves every call")
 
 
-@cache
-def load(name: str) -> ModuleType:
-    """The module of a backend, imported on first use."""
-    return import_module(_BACKENDS[name][0])
-
-
-@cache
-def _availability(name: str) -> str | None:
-    return load(name).availability()
-
-
-def _reasons(name: str, *call: object) -> list[str]:
-    reason = _availability(name)
-    return [reason] if reason is not None else load(name).not_supported_reasons(*call)
+def _reasons(backend: ModuleType, *call: object) -> list[str]:
+    unavailable = backend.availability()
+    return backend.not_supported_reasons(*call) if unavailable is None else [unavailable]
 
 
 def _check_name(name: str | None) -> None:

@@ -1,7 +1,6 @@
 """lora_linear and lora_linear_group: the formula, the shapes, and every check of the arguments."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor

@@ -1,5 +1,6 @@
 """Which rows of x belong to which sample: built once per call, read by every backend."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class Segments(NamedTuple):
         if self.cu_seqlens is None:
             return [slice(i * self.length, (i + 1) * self.length) for i in range(self.batch)]
         borders = borders_of(self.cu_seqlens, self.rows)
-        return [slice(start, stop) for start, stop in zip(borders, borders[1:], strict=False)]
+        return [slice(start, stop) for start, stop in itertools.pairwise(borders)]
 
     def per_row(self, values: Tensor) -> Tensor:
         """One value per sample [B] -> one per row [M, 1]."""
@@ -46,7 +47,7 @@ def borders_of(cu_seqlens: Tensor, rows: int) -> list[int]:
         raise ValueError(f"cu_seqlens must start at 0, got cu_seqlens[0] = {borders[0]}")
     if borders[-1] != rows:
         raise ValueError(f"cu_seqlens must end at the number of rows of x, {rows}, got cu_seqlens[-1] = {borders[-1]}")
-    for i, (start, stop) in enumerate(zip(borders, borders[1:], strict=False)):
+    for i, (start, stop) in enumerate(itertools.pairwise(borders)):
         if stop < start:
             raise ValueError(f"cu_seqlens must not decrease, got {start} then {stop} at index {i + 1}")
     return borders
