@@ -1,0 +1,73 @@
+"""What every kernel here asks of the batch: which sample owns a row, which rows a sample has, which tile comes next."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def segment_of(cu_ptr, n_segments, length, row):
+    """The sample that owns a row: the last one that starts at or before it."""
+    if cu_ptr is None:
+        low = row // length
+    else:
+        low = row * 0
+        high = low + n_segments - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if tl.load(cu_ptr + middle) <= row:
+                low = middle
+            else:
+                high = middle - 1
+    return low
+
+
+@triton.jit
+def rows_of(cu_ptr, length, M, i):
+    """The rows start:stop of sample i, inside 0:M whatever cu_seqlens says."""
+    if cu_ptr is None:
+        start = i * length
+        stop = start + length
+    else:
+        start = tl.maximum(tl.load(cu_ptr + i), 0)
+        stop = tl.minimum(tl.load(cu_ptr + i + 1), M)
+    return start, stop
+
+
+@triton.jit
+def first_slot(cu_ptr, length, i, BM: tl.constexpr):
+    """The number of the first row tile of sample i where tiles do not straddle borders.
+
+    Packed, sample i starts at slot cu[i] // BM + i: enough slots for its tiles, and no prefix sum over the lengths.
+    """
+    if cu_ptr is None:
+        slot = i * tl.cdiv(length, BM)
+    else:
+        slot = tl.load(cu_ptr + i) // BM + i
+    return slot
+
+
+@triton.jit
+def segment_of_slot(cu_ptr, n_segments, length, slot, BM: tl.constexpr):
+    """The sample whose row tiles the slot belongs to."""
+    if cu_ptr is None:
+        low = slot // tl.cdiv(length, BM)
+    else:
+        low = slot * 0
+        high = low + n_segments - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if first_slot(cu_ptr, length, middle, BM) <= slot:
+                low = middle
+            else:
+                high = middle - 1
+    return low
+
+
+@triton.jit
+def grouped_tile(tile, n_m, n_n, GROUP_M: tl.constexpr):
+    """Row and column of a tile: GROUP_M row tiles side by side share each W tile while it is in L2."""
+    in_group = GROUP_M * n_n
+    group = tile // in_group
+    height = tl.minimum(n_m - group * GROUP_M, GROUP_M)
+    within = tile % in_group
+    return group * GROUP_M + within % height, within // height
