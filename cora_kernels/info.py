@@ -1,0 +1,37 @@
+"""python -m cora_kernels.info: what runs here, and for each backend that does not, why."""
+
+import importlib.metadata
+import platform
+
+import torch
+
+from cora_kernels.dispatch import backends
+
+
+def report() -> str:
+    """Versions, the CPU's instruction set, the GPUs, and every backend in order of preference."""
+    lines = [f"{'python':<14}{platform.python_version()} on {platform.system()} {platform.machine()}"]
+    for name in ("torch", "triton", "cora-kernels"):
+        lines.append(f"{name:<14}{_version(name)}")
+    lines.append(f"{'cpu':<14}{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    for i, gpu in enumerate(gpus):
+        memory = gpu.total_memory / 2**30
+        lines.append(f"{f'gpu {i}':<14}{gpu.name}, sm_{gpu.major}{gpu.minor}, {memory:.0f} GiB")
+    if not gpus:
+        lines.append(f"{'gpu':<14}none")
+    lines.append("backends, the preferred first")
+    for name, reason in backends().items():
+        lines.append(f"  {name:<12}{'usable' if reason is None else f'not usable: {reason}'}")
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    print(report())
