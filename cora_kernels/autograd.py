@@ -14,8 +14,8 @@ from cora_kernels.segments import Segments
 class LoraLinearGroup(torch.autograd.Function):
     """y_j = x·W_jᵀ + s·(x·A_j)·B_j + bias_j, j < n. tensors = (*weights, *lora_as, *lora_bs, *biases), lora_as 1 or n.
 
-    S is saved only for dB and ds, x only for dA, the weights and A only for dx: the caller's own tensors, never a copy or
-    a cast of them. Where s needs a gradient, the S that is saved is x·A, without s: ds is then exact at s = 0 too.
+    S is saved only for dB and ds, x only for dA, the weights and A only for dx: the caller's own tensors, never a copy
+    or a cast of them. Where s needs a gradient, the S that is saved is x·A, without s: ds is then exact at s = 0 too.
     """
 
     @staticmethod
@@ -63,9 +63,10 @@ class LoraLinearGroup(torch.autograd.Function):
         weights = [_cast(weight, gs[0].dtype) for weight in weights]
 
         dx = d_scaling = None
-        dss = [None] * ctx.n_a
+        dss: list[Any] = [None] * ctx.n_a
         if needs_scaling:
-            _, unscaled = kernels.backward_input(gs, weights, lora_as, lora_bs, 1.0, segments, False)
+            each = [kernels.shrink(g, b.transpose(-1, -2), 1.0, segments) for g, b in zip(gs, lora_bs, strict=True)]
+            unscaled = each if len(ss) == n else [sum(each[1:], each[0])]
             d_scaling = _d_scaling(kernels, ss, unscaled, segments).to(scaling.dtype)
             ss, dss = _scale(ss, scaling, segments), _scale(unscaled, scaling, segments)
             if needs_x:
@@ -115,8 +116,10 @@ def as_rows(t: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
-def _cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return t if t is None or t.dtype == dtype else t.to(dtype)  # t.to alone costs a microsecond even where it does nothing
+def _cast(t: Any, dtype: torch.dtype) -> Any:
+    return (
+        t if t is None or t.dtype == dtype else t.to(dtype)
+    )  # t.to alone costs a microsecond even where it does nothing
 
 
 def _unflatten(items: Sequence[Any], n: int, n_a: int) -> tuple[list[Any], ...]:
@@ -130,12 +133,11 @@ def _scale(ss: Sequence[Tensor], scaling: Tensor, segments: Segments) -> list[Te
 
 
 def _d_scaling(kernels: ModuleType, ss: Sequence[Tensor], dss: Sequence[Tensor], segments: Segments) -> Tensor:
-    """ds_i = Σ <S, dS> over the rows of i = trace(Sᵀ·dS), both without s."""
-    traces = [
-        kernels.outer(s, ds, segments, True, _accumulator(s)).diagonal(dim1=1, dim2=2).sum(1)
-        for s, ds in zip(ss, dss, strict=True)
-    ]
-    return sum(traces[1:], traces[0])
+    """ds_i = Σ <S, dS> over the rows of sample i, both without s; `outer` with a column of ones sums by sample."""
+    dtype = _accumulator(ss[0])
+    per_row = [(s.to(dtype) * ds.to(dtype)).sum(1, keepdim=True) for s, ds in zip(ss, dss, strict=True)]
+    total = sum(per_row[1:], per_row[0])
+    return kernels.outer(total, torch.ones_like(total), segments, True, dtype).view(segments.batch)
 
 
 def _accumulator(t: Tensor) -> torch.dtype:

@@ -1,16 +1,16 @@
-"""The *beta=1 chain*: the op on torch's own GEMMs, with one write of y fewer than eager. For any device torch runs on.
+"""The *beta=1 chain*: the op on torch's own GEMMs, for every device that torch runs on.
 
-y = bias + S·B is written first and the base GEMM then adds x·Wᵀ to it in place (beta = 1); dx likewise. torch has no GEMM
-of mixed dtypes, so S, dS, A and B take the dtype of x here: the factors are cast, being small, and x never is.
+y = bias + S·B is written first and the base GEMM then adds x·Wᵀ to it in place (beta = 1): one pass over y less than
+eager; dx likewise. torch has no GEMM of two dtypes, so S, dS, A and B are rounded to the dtype of x here: they are
+small, and x is never cast to suit them.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from cora_kernels.segments import Segments, borders_of
+from cora_kernels.segments import Segments, spans
 
 
 def availability() -> str | None:
@@ -24,10 +24,9 @@ def not_supported_reasons(
 
 
 def shrink(x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments) -> Tensor:
-    s = _times(x, a.to(x.dtype), segments)
-    if isinstance(scaling, Tensor):
-        return s.mul_(segments.per_row(scaling))
-    return s.mul_(scaling)
+    """S = s · x·A in fp32, for d scaling: a sum that cancels, where S rounded to bf16 would break the error rule."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return _scaled(_times(x.to(dtype), a.to(dtype), segments), scaling, segments)
 
 
 def forward(
@@ -40,7 +39,10 @@ def forward(
     segments: Segments,
     s: Sequence[Tensor] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    ss = [shrink(x, a, scaling, segments) for a in lora_as] if s is None else list(s)
+    if s is None:
+        ss = [_scaled(_times(x, a.to(x.dtype), segments), scaling, segments) for a in lora_as]
+    else:
+        ss = [given.to(x.dtype) for given in s]
     ys = []
     for j, (weight, b, bias) in enumerate(zip(weights, lora_bs, biases, strict=True)):
         y = _times(ss[j % len(ss)], b.to(x.dtype), segments, bias)
@@ -58,32 +60,40 @@ def backward_input(
     need_dx: bool,
     ds: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor | None, list[Tensor]]:
+    dtype = gs[0].dtype
     if ds is None:
-        dss = [shrink(g, b.transpose(-1, -2), scaling, segments) for g, b in zip(gs, lora_bs, strict=True)]
-        if len(lora_as) < len(dss):
-            for d in dss[1:]:
-                dss[0].add_(d)
-            dss = dss[:1]
+        terms = [_times(g, b.to(dtype).transpose(-1, -2), segments) for g, b in zip(gs, lora_bs, strict=True)]
+        sums = terms if len(lora_as) == len(terms) else [_summed(terms)]
+        dss = [_scaled(d, scaling, segments) for d in sums]
     else:
-        dss = list(ds)
+        dss = [given.to(dtype) for given in ds]
     if not need_dx:
         return None, dss
-    dx: Tensor | None = None
-    for d, a in zip(dss, lora_as, strict=True):
-        term = _times(d, a.to(d.dtype).transpose(-1, -2), segments)
-        dx = term if dx is None else dx.add_(term)
+    dx = _summed([_times(d, a.to(dtype).transpose(-1, -2), segments) for d, a in zip(dss, lora_as, strict=True)])
     for g, weight in zip(gs, weights, strict=True):
-        dx = dx.addmm_(g, weight)
+        dx.addmm_(g, weight)
     return dx, dss
 
 
 def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: torch.dtype) -> Tensor:
+    if u.dtype != v.dtype:  # one of them is S or dS in fp32
+        common = v.dtype if u.dtype == torch.float32 else u.dtype
+        u, v = u.to(common), v.to(common)
     if not per_sample:
         return torch.mm(u.t(), v).to(dtype)
     if segments.cu_seqlens is None:
-        shape = segments.batch, segments.length
-        return torch.bmm(u.view(*shape, u.shape[1]).transpose(1, 2), v.view(*shape, v.shape[1])).to(dtype)
+        return torch.bmm(segments.by_sample(u).transpose(1, 2), segments.by_sample(v)).to(dtype)
     return torch.ops.cora_kernels.segment_outer(u, v, segments.cu_seqlens).to(dtype)
+
+
+def _scaled(rows: Tensor, scaling: float | Tensor, segments: Segments) -> Tensor:
+    return rows.mul_(segments.per_row(scaling) if isinstance(scaling, Tensor) else scaling)
+
+
+def _summed(terms: Sequence[Tensor]) -> Tensor:
+    for term in terms[1:]:
+        terms[0].add_(term)
+    return terms[0]
 
 
 def _times(rows: Tensor, factor: Tensor, segments: Segments, bias: Tensor | None = None) -> Tensor:
@@ -91,7 +101,7 @@ def _times(rows: Tensor, factor: Tensor, segments: Segments, bias: Tensor | None
     if factor.dim() == 2:
         return torch.mm(rows, factor) if bias is None else torch.addmm(bias, rows, factor)
     if segments.cu_seqlens is None:
-        batched = rows.view(segments.batch, segments.length, rows.shape[1])
+        batched = segments.by_sample(rows)
         product = torch.bmm(batched, factor) if bias is None else torch.baddbmm(bias, batched, factor)
         return product.view(segments.rows, factor.shape[2])
     product = torch.ops.cora_kernels.segment_mm(rows, factor, segments.cu_seqlens)
@@ -100,15 +110,15 @@ def _times(rows: Tensor, factor: Tensor, segments: Segments, bias: Tensor | None
 
 def _segment_mm(rows: Tensor, factors: Tensor, cu_seqlens: Tensor) -> Tensor:
     out = rows.new_empty(rows.shape[0], factors.shape[2])
-    for i, (start, stop) in enumerate(pairwise(borders_of(cu_seqlens, rows.shape[0]))):
-        torch.mm(rows[start:stop], factors[i], out=out[start:stop])
+    for i, span in enumerate(spans(cu_seqlens, rows.shape[0])):
+        torch.mm(rows[span], factors[i], out=out[span])
     return out
 
 
 def _segment_outer(u: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
     out = u.new_empty(cu_seqlens.shape[0] - 1, u.shape[1], v.shape[1])
-    for i, (start, stop) in enumerate(pairwise(borders_of(cu_seqlens, u.shape[0]))):
-        torch.mm(u[start:stop].t(), v[start:stop], out=out[i])
+    for i, span in enumerate(spans(cu_seqlens, u.shape[0])):
+        torch.mm(u[span].t(), v[span], out=out[i])
     return out
 
 

@@ -23,7 +23,7 @@ def _chain() -> ModuleType:
     return chain
 
 
-# name -> (module, the device types it is tried on when no backend is asked for; None: all). The first usable one serves.
+# name -> (module, the device types it is tried on when no backend is asked for; None: all). The first that can serves.
 _BACKENDS: dict[str, tuple[Callable[[], ModuleType], tuple[str, ...] | None]] = {
     "chain": (_chain, None),
     "reference": (_reference, ()),
@@ -66,7 +66,7 @@ def select(
     lora_bs: Sequence[Tensor],
     segments: Segments,
 ) -> ModuleType:
-    """The backend that serves this call: the one asked for, which can or an error says why not, or the first that can."""
+    """The backend that serves this call: the one asked for (an error says why it cannot), else the first that can."""
     if name is None:
         name = _choice.name
     if name is not None:

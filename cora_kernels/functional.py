@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cora_kernels import dispatch
 from cora_kernels.autograd import LoraLinearGroup, run
-from cora_kernels.segments import Segments, borders_of
+from cora_kernels.segments import Segments, spans
 
 _FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _X_DTYPES = (*_FACTOR_DTYPES, torch.float64)
@@ -28,25 +28,25 @@ def lora_linear(
     """y_i = x_i·weightᵀ + scaling_i·(x_i·lora_a_i)·lora_b_i + bias for every sample i of the batch.
 
     Args:
-        x: [B, T, K], or packed [M, K] with cu_seqlens. float32, bfloat16, float16 or float64. Any strides, as everywhere.
+        x: [B, T, K], or packed [M, K] with cu_seqlens. float32, bfloat16, float16 or float64. Any strides.
         weight: [N, K] as in nn.Linear, in x's dtype. Frozen: it never gets a gradient.
         lora_a: [B, K, r], one per sample, or [K, r], shared by all. r >= 1.
-        lora_b: [B, r, N] or [r, N]. lora_a and lora_b may be float32, bfloat16 or float16 whatever x is (with a float64 x:
-            float64), each its own; x is never cast to suit them.
+        lora_b: [B, r, N] or [r, N]. lora_a and lora_b may each be float32, bfloat16 or float16 whichever of them x is
+            (with a float64 x: float64); x is never cast to suit them.
         bias: [N] in x's dtype.
         scaling: a number, or a floating tensor [B].
-        cu_seqlens: int32 [B + 1], on x's device: sample i owns the rows cu_seqlens[i]:cu_seqlens[i + 1] of x, which may be
-            none. It starts at 0, never decreases and ends at M; this is checked on CPU tensors, where it costs no wait.
+        cu_seqlens: int32 [B + 1], on x's device: sample i owns the rows cu_seqlens[i]:cu_seqlens[i + 1] of x, which may
+            be none. It starts at 0, never decreases and ends at M: checked on the CPU only, where it costs no wait.
         backend: a name from `backends()`; None takes that of `use_backend`, else the best one for these tensors.
 
-    Returns y, [B, T, N] or [M, N], in x's dtype. Differentiable in x, lora_a, lora_b, bias and a tensor scaling, once,
-    with each gradient in the dtype of its input; the same inputs always give the same bits. Products are summed in float32
+    Returns y, [B, T, N] or [M, N], in x's dtype. Differentiable once, in x, lora_a, lora_b, bias and a tensor scaling,
+    each gradient in the dtype of its input; the same inputs always give the same bits. Products are summed in float32
     (float64 for float64). Under autocast x, weight and bias are cast as for F.linear.
 
-    Raises TypeError for a wrong type or dtype and ValueError for a wrong shape, rank, device or value, for a weight that
-    requires grad, and for a backend that cannot serve the call.
+    Raises TypeError for a wrong type or dtype and ValueError for a wrong shape, rank, device or value, for a weight
+    that requires grad, and for a backend that cannot serve the call.
 
-    Source: CoRA (Liu et al., AAAI 2025, arXiv 2408.10645), with LoRA (Hu et al., ICLR 2022, arXiv 2106.09685) per sample.
+    Source: CoRA (Liu et al., AAAI 2025, arXiv 2408.10645); LoRA (Hu et al., ICLR 2022, arXiv 2106.09685).
     """
     return _group(x, (weight,), (lora_a,), (lora_b,), (bias,), scaling, cu_seqlens, backend, False)[0]
 
@@ -62,10 +62,10 @@ def lora_linear_group(
     cu_seqlens: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, ...]:
-    """y_ij = x_i·weights_jᵀ + scaling_i·(x_i·lora_a_ij)·lora_bs_ij + biases_j: projections j that share the input x.
+    """y_ij = x_i·weights_jᵀ + scaling_i·(x_i·lora_a_ij)·lora_bs_ij + biases_j: projections that share the input x.
 
-    Each y_j is `lora_linear(x, weights[j], lora_a[j], lora_bs[j], biases[j], ...)`; see there for shapes, dtypes, gradients
-    and errors. Where lora_a is one tensor it serves every projection and x·lora_a is computed once, forward and backward.
+    y_j is `lora_linear(x, weights[j], lora_a[j], lora_bs[j], biases[j], ...)`: shapes, dtypes, gradients and errors
+    are described there. Where lora_a is one tensor, it serves every projection and x·lora_a is computed once.
 
     Args:
         weights: n of [N_j, K]. lora_bs: n of [B, r_j, N_j] or [r_j, N_j]. biases: n of [N_j] or None each.
@@ -114,7 +114,7 @@ def _check_sequences(weights: object, lora_a: object, lora_bs: object, biases: o
     named = {"weights": weights, "lora_bs": lora_bs, "biases": biases, "lora_a": lora_a}
     for name, value in named.items():
         if isinstance(value, (list, tuple)):
-            if len(value) != len(weights):
+            if isinstance(weights, (list, tuple)) and len(value) != len(weights):
                 raise ValueError(f"{name} must hold one entry per weight, {len(weights)}, got {len(value)}")
         elif name in ("weights", "lora_bs") or (name == "biases" and value is not None):
             raise TypeError(f"{name} must be a list or tuple, got {_kind(value)}")
@@ -143,7 +143,7 @@ def _check_x(x: Tensor, cu_seqlens: Tensor | None) -> Segments:
         raise ValueError(f"x must be packed [M, K] where cu_seqlens is given, got shape {list(x.shape)}")
     segments = Segments.of(x, cu_seqlens)
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
-        borders_of(cu_seqlens, segments.rows)
+        spans(cu_seqlens, segments.rows)  # for its checks of the values
     return segments
 
 
@@ -174,15 +174,15 @@ def _check_operands(
             raise ValueError(f"{name} must be [N, {width}] to suit x, N and K >= 1, got {list(weight.shape)}")
         if weight.requires_grad and torch.is_grad_enabled():
             raise ValueError(
-                f"{_name('weight', j, grouped)} requires grad, but this op is for frozen weights and computes no gradient for "
-                "them. Call requires_grad_(False) on it, or pass its detach(); train a full weight with F.linear instead"
+                f"{_name('weight', j, grouped)} requires grad, but this op is for frozen weights and has no gradient "
+                "for them: call requires_grad_(False) on it or pass its detach(). To train it, use F.linear for x·Wᵀ"
             )
         _check_tensor(b, "lora_b", j, device, factor_dtypes, grouped)
         n, rank = weight.shape[0], lora_as[j % len(lora_as)].shape[-1]
         if b.dim() not in (2, 3) or b.shape[-2] != rank or b.shape[-1] != n or (b.dim() == 3 and b.shape[0] != batch):
             raise ValueError(
-                f"{_name('lora_b', j, grouped)} must be [{batch}, {rank}, {n}] or [{rank}, {n}] to suit x, lora_a and the "
-                f"weight, got {list(b.shape)}"
+                f"{_name('lora_b', j, grouped)} must be [{batch}, {rank}, {n}] or [{rank}, {n}] to suit x, lora_a and "
+                f"the weight, got {list(b.shape)}"
             )
         if bias is not None:
             _check_tensor(bias, "bias", j, device, base_dtypes, grouped)

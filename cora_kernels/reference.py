@@ -3,8 +3,8 @@
     S = s · x·A              dS = s · g·Bᵀ
     y = x·Wᵀ + S·B + bias    dx = g·W + dS·Aᵀ      dA = xᵀ·dS      dB = Sᵀ·g
 
-x [M, K], g and y [M, N], W [N, K]; A [B, K, r] or [K, r]; B [B, r, N] or [r, N]; S and dS [M, r]. Everything is computed
-and summed in fp32 (fp64 for fp64 inputs) and rounded once, at the end. Sample i owns the rows of segment i.
+x [M, K], g and y [M, N], W [N, K]; A [B, K, r] or [K, r]; B [B, r, N] or [r, N]; S and dS [M, r]. Sample i owns the
+rows of segment i. Everything is computed and summed in fp32 (fp64 for fp64 inputs) and rounded once, at the end.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cora_kernels.segments import Segments
+from cora_kernels.segments import Segments, spans
 
 
 def availability() -> str | None:
@@ -89,10 +89,9 @@ def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: tor
     if not per_sample:
         return (u.t() @ v).to(dtype)
     if segments.cu_seqlens is None:
-        shape = segments.batch, segments.length
-        return (u.view(*shape, u.shape[1]).transpose(1, 2) @ v.view(*shape, v.shape[1])).to(dtype)
+        return (segments.by_sample(u).transpose(1, 2) @ segments.by_sample(v)).to(dtype)
     out = u.new_empty(segments.batch, u.shape[1], v.shape[1])
-    for i, span in enumerate(segments.spans()):
+    for i, span in enumerate(spans(segments.cu_seqlens, segments.rows)):
         out[i] = u[span].t() @ v[span]
     return out.to(dtype)
 
@@ -102,10 +101,9 @@ def _times(rows: Tensor, factor: Tensor, segments: Segments) -> Tensor:
     if factor.dim() == 2:
         return rows @ factor
     if segments.cu_seqlens is None:
-        product = rows.view(segments.batch, segments.length, rows.shape[1]) @ factor
-        return product.view(segments.rows, factor.shape[2])
+        return (segments.by_sample(rows) @ factor).view(segments.rows, factor.shape[2])
     out = rows.new_empty(segments.rows, factor.shape[2])
-    for i, span in enumerate(segments.spans()):
+    for i, span in enumerate(spans(segments.cu_seqlens, segments.rows)):
         out[span] = rows[span] @ factor[i]
     return out
 

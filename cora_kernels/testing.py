@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,7 @@ class Inputs:
 
 
 def make_inputs(case: Case, device: str = "cpu", seed: int = 0, requires_grad: bool = True) -> Inputs:
-    """Random inputs of about unit variance, so that y's two terms are of one size; everything but the weights is a leaf."""
+    """Random inputs scaled so that both terms of y are of about unit size; all but the weights are leaves."""
     generator = torch.Generator().manual_seed(seed)
     factor_dtype = case.factor_dtype or case.dtype
     batch = case.batch if case.lengths is None else len(case.lengths)
@@ -118,7 +119,7 @@ def make_inputs(case: Case, device: str = "cpu", seed: int = 0, requires_grad: b
 
 def call(inputs: Inputs, backend: str | None = None) -> tuple[Tensor, ...]:
     """The op: lora_linear for one weight, lora_linear_group for several."""
-    options = {"scaling": inputs.scaling, "cu_seqlens": inputs.cu_seqlens, "backend": backend}
+    options: dict[str, Any] = {"scaling": inputs.scaling, "cu_seqlens": inputs.cu_seqlens, "backend": backend}
     if len(inputs.weights) == 1:
         weight, a, b, bias = inputs.weights[0], inputs.lora_as[0], inputs.lora_bs[0], inputs.biases[0]
         return (lora_linear(inputs.x, weight, a, b, bias, **options),)
@@ -141,8 +142,10 @@ def definition(inputs: Inputs) -> tuple[Tensor, ...]:
         for i, sample in enumerate(samples):
             s = scaling[i] if isinstance(scaling, Tensor) else scaling
             parts.append(F.linear(sample, weight, bias) + s * ((sample @ factor(a, i)) @ factor(b, i)))
-        empty = x.new_empty(*x.shape[:-1], weight.shape[0])
-        ys.append(empty if not parts else torch.stack(parts) if inputs.cu_seqlens is None else torch.cat(parts))
+        if not parts:
+            ys.append(F.linear(x, weight, bias))
+        else:
+            ys.append(torch.stack(parts) if inputs.cu_seqlens is None else torch.cat(parts))
     return tuple(ys)
 
 
@@ -172,7 +175,7 @@ def results(op: Callable[[Inputs], Sequence[Tensor]], inputs: Inputs, seed: int 
     leaves = inputs.leaves()
     if leaves:
         gs = [torch.randn(y.shape, generator=generator, dtype=torch.float64).bfloat16().to(y) for y in ys]
-        gradients = torch.autograd.grad(ys, list(leaves.values()), gs)
+        gradients = torch.autograd.grad(ys, list(leaves.values()), gs, materialize_grads=True)
         named |= {f"d {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
     return named
 
@@ -187,7 +190,7 @@ def relative_error(got: Tensor, exact: Tensor) -> float:
 
 
 def assert_by_rule(name: str, got: Tensor, exact: Tensor, eager: Tensor, dtype: torch.dtype) -> None:
-    """The error rule of style: got may be 1.25 times as wrong as eager in the same dtype, or anything under the floor."""
+    """The error rule: got may be 1.25 times as wrong as eager in the same dtype, or have any error under its floor."""
     assert got.shape == exact.shape, f"{name}: shape {list(got.shape)}, expected {list(exact.shape)}"
     error, allowed = relative_error(got, exact), max(EAGER_FACTOR * relative_error(eager, exact), FLOORS[dtype])
     assert error <= allowed, f"{name}: relative error {error:.3g}, allowed {allowed:.3g}"

@@ -1,0 +1,54 @@
+"""Backends and devices as fixtures: a new backend is tested from the day the dispatcher lists it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from cora_kernels import backends
+from cora_kernels.dispatch import select
+from cora_kernels.segments import Segments
+from cora_kernels.testing import Inputs
+
+_DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def _usable(name: str, reason: str | None):
+    return pytest.param(name, marks=pytest.mark.skip(reason=f"{name}: {reason}") if reason else ())
+
+
+@pytest.fixture(params=[_usable(name, reason) for name, reason in backends().items()])
+def backend(request) -> str:
+    return request.param
+
+
+def pytest_report_header() -> str:
+    return f"cora_kernels: tested on {' and '.join(_DEVICES)}"
+
+
+@pytest.fixture(params=_DEVICES)
+def device(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def poison():
+    """torch.empty returns NaN: a row that a kernel forgets to write cannot pass for a right one."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def serves(backend) -> Callable[[Inputs], None]:
+    """Skips the test, with the reasons, where the backend cannot serve these inputs."""
+
+    def check(inputs: Inputs) -> None:
+        segments = Segments.of(inputs.x, inputs.cu_seqlens)
+        try:
+            select(backend, inputs.x, inputs.weights, inputs.lora_as, inputs.lora_bs, segments)
+        except ValueError as error:
+            pytest.skip(str(error))
+
+    return check
