@@ -5,10 +5,10 @@
 
 namespace cora {
 
-// c [rows x 48] = (add ? c : 0) + Σ base strips + Σ low strips, in fp32, in this order. rows <= 8, cols <= 48; columns
-// up to the next full vector are computed too, so panels are padded.
+// (add ? c : 0) + Σ base strips + Σ low strips, in fp32, in this order, for a tile [rows <= 8 x cols <= 48]: to c
+// [rows x 48], or, where `to` is not null, only there. Panels are padded: c gets columns up to the next full vector.
 using TileFn = void (*)(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add,
-                        float* c);
+                        float* c, const Destination* to);
 
 struct Kernels {
   const char* name;
@@ -21,9 +21,9 @@ struct Kernels {
   void (*pack)(Panel kind, const Matrix& src, int64_t depth, int64_t cols, void* dst, int64_t panel_stride);
   // Copies `cols` elements into fp32, or rounds them to bf16 if to_bf16; zeroes up to the next even column.
   void (*convert_row)(const void* src, Dtype dtype, int64_t cols, bool to_bf16, void* dst);
-  // dst [cols] = c + bias (null: none), rounded to dtype.
-  void (*store_row)(const float* c, const float* bias, int64_t cols, Dtype dtype, void* dst);
-  // out [q x p] = the transpose of c [p x 48 (q of them)], rounded to dtype.
+  // dst [cols] = c, rounded to dtype.
+  void (*store_row)(const float* c, int64_t cols, Dtype dtype, void* dst);
+  // dst [q x p] = the transpose of c [p x 48 (q of them)], rounded to dtype.
   void (*store_transposed)(const float* c, int64_t p, int64_t q, Dtype dtype, void* dst, int64_t dst_stride);
 };
 

@@ -57,7 +57,7 @@ class BlockWorker {
   void shrink() {
     for (const Shrink& shrink : gemm_.shrinks) {
       if (shrink.terms.empty()) continue;
-      const bool per_sample = any_per_sample(shrink.terms);
+      const bool per_sample = gemm_.scales || any_per_sample(shrink.terms);
       for (int64_t col = 0; col < shrink.rank; col += kTileCols) {
         for (int64_t row = begin_; row < end_;) {
           const int64_t sample = per_sample ? gemm_.segments.find(row) : 0;
@@ -134,6 +134,7 @@ class BlockWorker {
       const Matrix factor = term.factor.block(sample, 0, col);
       kernels_.pack(low_, factor, gemm_.operands[term.operand].depth, cols, shrink_panels_[term.operand], panel_stride);
     }
+    const Destination to{nullptr, shrink.rank, true, gemm_.scales ? gemm_.scales[sample] : gemm_.scale, nullptr};
     strips_.resize(shrink.terms.size());
     for (int64_t row = begin; row < end; row += kTileRows) {
       const int rows = std::min<int64_t>(end - row, kTileRows);
@@ -141,11 +142,20 @@ class BlockWorker {
         const int operand = shrink.terms[t].operand;
         strips_[t] = strip(operand, row, shrink_panels_[operand], panel_stride);
       }
-      tile()(rows, cols, nullptr, 0, strips_.data(), strips_.size(), false, c_);
-      for (int m = 0; m < rows; ++m) {
-        const float scale = gemm_.scales ? gemm_.scales[gemm_.segments.find(row + m)] : gemm_.scale;
-        float* s = shrink.s + (row + m) * shrink.rank + col;
-        for (int64_t j = 0; j < cols; ++j) s[j] = scale * c_[m * kTileCols + j];
+      fetch_rows(row + kTileRows, std::min(end_, row + 2 * kTileRows));
+      Destination tile_to = to;
+      tile_to.data = shrink.s + row * shrink.rank + col;
+      tile()(rows, cols, nullptr, 0, strips_.data(), strips_.size(), false, c_, &tile_to);
+    }
+  }
+
+  // The operands are read here for the first time: asks for the rows of the next tile while this one is multiplied.
+  void fetch_rows(int64_t begin, int64_t end) const {
+    for (size_t i = 0; i < operands_.size(); ++i) {
+      const int64_t bytes = gemm_.operands[i].depth * row_bytes_;
+      for (int64_t row = begin; row < end; ++row) {
+        const char* data = operands_[i].data + (row - begin_) * operands_[i].stride * row_bytes_;
+        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(data + b, 0, 2);
       }
     }
   }
@@ -166,6 +176,7 @@ class BlockWorker {
     const int64_t col = panel * kTileCols;
     const int cols = std::min<int64_t>(output.cols - col, kTileCols);
     const bool per_sample = any_per_sample(output.expands);
+    Destination to{nullptr, output.cols, false, 1.f, output.bias ? output.bias + col : nullptr};
     std::fill(packed_sample_.begin(), packed_sample_.end(), -1);
     for (int64_t row = begin_; row < end_; row += kTileRows) {
       const int rows = std::min<int64_t>(end_ - row, kTileRows);
@@ -176,24 +187,22 @@ class BlockWorker {
       }
       const int n_base = strips_.size();
       int64_t sample = per_sample ? gemm_.segments.find(row) : 0;
+      to.data = static_cast<char*>(output.data) + (row * output.cols + col) * size_of(gemm_.dtype);
       if (!per_sample || gemm_.segments.end(sample) >= row + rows) {
         add_expands(output, sample, row, col, cols);
-        tile()(rows, cols, strips_.data(), n_base, strips_.data() + n_base, strips_.size() - n_base, false, c_);
-      } else {
-        // The tile crosses a border: each sample's rows get their own term. The same sums in the same order.
-        tile()(rows, cols, strips_.data(), n_base, nullptr, 0, false, c_);
-        for (int64_t start = row; start < row + rows;) {
-          sample = gemm_.segments.find(start);
-          const int64_t stop = std::min(row + rows, gemm_.segments.end(sample));
-          strips_.clear();
-          add_expands(output, sample, start, col, cols);
-          tile()(stop - start, cols, nullptr, 0, strips_.data(), strips_.size(), true, c_ + (start - row) * kTileCols);
-          start = stop;
-        }
+        tile()(rows, cols, strips_.data(), n_base, strips_.data() + n_base, strips_.size() - n_base, false, c_, &to);
+        continue;
       }
-      for (int m = 0; m < rows; ++m) {
-        kernels_.store_row(c_ + m * kTileCols, output.bias ? output.bias + col : nullptr, cols, gemm_.dtype,
-                           static_cast<char*>(output.data) + ((row + m) * output.cols + col) * size_of(gemm_.dtype));
+      // The tile crosses a border: each sample's rows get their own term. The same sums in the same order.
+      tile()(rows, cols, strips_.data(), n_base, nullptr, 0, false, c_, nullptr);
+      for (int64_t start = row; start < row + rows;) {
+        sample = gemm_.segments.find(start);
+        const int64_t stop = std::min(row + rows, gemm_.segments.end(sample));
+        to.data = static_cast<char*>(output.data) + (start * output.cols + col) * size_of(gemm_.dtype);
+        strips_.clear();
+        add_expands(output, sample, start, col, cols);
+        tile()(stop - start, cols, nullptr, 0, strips_.data(), strips_.size(), true, c_ + (start - row) * kTileCols, &to);
+        start = stop;
       }
     }
   }

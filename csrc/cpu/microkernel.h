@@ -7,19 +7,42 @@ constexpr int64_t smaller(A a, B b) {
   return a < b ? a : b;
 }
 
+// What a strip's panel is. A weight's: 48 wide, streamed from L2 once for every eight rows, so asked for kAhead rows early
+// (worth 2 to 5 % on Zen 4). A factor's: as wide as its strip says, and just packed; or rows of x in place, of which the
+// next 48 columns are asked for, the next tile's.
+enum class Role { kWeight, kFactor };
+constexpr int64_t kAhead = 8;
+
+template <Role role>
+int64_t panel_stride(const Strip& strip) {
+  return role == Role::kWeight ? kTileCols : strip.panel_stride;
+}
+
+template <Role role, class T>
+void fetch_ahead(const T* panel) {
+  __builtin_prefetch(panel + (role == Role::kWeight ? kAhead : 1) * kTileCols);
+}
+
 // --- products: how one strip is multiplied into the accumulators [MR rows x NV vectors] ---
 
 // fp32 rows times a panel of fp32, fp16 or pairs of bf16, widened on load.
-template <Panel kind>
+template <Panel kind, Role role>
 struct Widened {
+  static constexpr Dtype kDtype = kind == Panel::kFloat  ? Dtype::kFloat
+                                  : kind == Panel::kHalf ? Dtype::kHalf
+                                                         : Dtype::kBFloat16;
+
   template <int MR, int NV>
-  static void accumulate(const Strip& strip, Vec (&acc)[MR][NV], int64_t row0, int64_t col0) {
+  [[gnu::always_inline]] static void accumulate(const Strip& strip, Vec (&acc)[MR][NV], int64_t row0, int64_t col0) {
     const float* rows = static_cast<const float*>(strip.rows) + row0 * strip.row_stride;
     if constexpr (kind == Panel::kPairs) {
       const float* panel = static_cast<const float*>(strip.panel) + col0;
-      for (int64_t k = 0; k < strip.depth; k += 2, panel += strip.panel_stride) {
+      for (int64_t k = 0; k < strip.depth; k += 2, panel += panel_stride<role>(strip)) {
         Vec b[NV];
-        for (int v = 0; v < NV; ++v) b[v] = even_bf16(load(panel + v * kWidth));
+        for (int v = 0; v < NV; ++v) {
+          fetch_ahead<role>(panel + v * kWidth);
+          b[v] = even_bf16(load(panel + v * kWidth));
+        }
         step(rows + k, strip.row_stride, b, acc);
         for (int v = 0; v < NV; ++v) b[v] = odd_bf16(load(panel + v * kWidth));
         step(rows + k + 1, strip.row_stride, b, acc);
@@ -27,9 +50,10 @@ struct Widened {
     } else {
       using Element = std::conditional_t<kind == Panel::kFloat, float, uint16_t>;
       const Element* panel = static_cast<const Element*>(strip.panel) + col0;
-      for (int64_t k = 0; k < strip.depth; ++k, panel += strip.panel_stride) {
+      for (int64_t k = 0; k < strip.depth; ++k, panel += panel_stride<role>(strip)) {
         Vec b[NV];
         for (int v = 0; v < NV; ++v) {
+          fetch_ahead<role>(panel + v * kWidth);
           if constexpr (kind == Panel::kFloat) b[v] = load(panel + v * kWidth);
           if constexpr (kind == Panel::kHalf) b[v] = load_half(panel + v * kWidth);
         }
@@ -39,7 +63,7 @@ struct Widened {
   }
 
   template <int MR, int NV>
-  static void step(const float* rows, int64_t row_stride, const Vec (&b)[NV], Vec (&acc)[MR][NV]) {
+  [[gnu::always_inline]] static void step(const float* rows, int64_t row_stride, const Vec (&b)[NV], Vec (&acc)[MR][NV]) {
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
       const Vec a = set1(rows[m * row_stride]);
@@ -51,14 +75,20 @@ struct Widened {
 
 #ifdef CORA_BF16_PAIRS
 // bf16 rows times a panel of bf16 pairs: two depths an instruction.
+template <Role role>
 struct Paired {
+  static constexpr Dtype kDtype = Dtype::kBFloat16;
+
   template <int MR, int NV>
-  static void accumulate(const Strip& strip, Vec (&acc)[MR][NV], int64_t row0, int64_t col0) {
+  [[gnu::always_inline]] static void accumulate(const Strip& strip, Vec (&acc)[MR][NV], int64_t row0, int64_t col0) {
     const uint16_t* rows = static_cast<const uint16_t*>(strip.rows) + row0 * strip.row_stride;
     const float* panel = static_cast<const float*>(strip.panel) + col0;
-    for (int64_t k = 0; k < strip.depth; k += 2, panel += strip.panel_stride) {
+    for (int64_t k = 0; k < strip.depth; k += 2, panel += panel_stride<role>(strip)) {
       __m512bh b[NV];
-      for (int v = 0; v < NV; ++v) b[v] = reinterpret_cast<__m512bh>(load(panel + v * kWidth));
+      for (int v = 0; v < NV; ++v) {
+        fetch_ahead<role>(panel + v * kWidth);
+        b[v] = reinterpret_cast<__m512bh>(load(panel + v * kWidth));
+      }
 #pragma GCC unroll 8
       for (int m = 0; m < MR; ++m) {
         int32_t pair;
@@ -72,44 +102,7 @@ struct Paired {
 };
 #endif
 
-// --- the tile ---
-
-template <class Base, class Low, int MR, int NV>
-void block(const Strip* base, int n_base, const Strip* low, int n_low, bool add, float* c, int64_t row0, int64_t col0) {
-  Vec acc[MR][NV];
-  float* out = c + row0 * kTileCols + col0;
-  for (int m = 0; m < MR; ++m) {
-    for (int v = 0; v < NV; ++v) acc[m][v] = add ? load(out + m * kTileCols + v * kWidth) : zero();
-  }
-  for (int i = 0; i < n_base; ++i) Base::accumulate(base[i], acc, row0, col0);
-  for (int i = 0; i < n_low; ++i) Low::accumulate(low[i], acc, row0, col0);
-  for (int m = 0; m < MR; ++m) {
-    for (int v = 0; v < NV; ++v) store(out + m * kTileCols + v * kWidth, acc[m][v]);
-  }
-}
-
-using BlockFn = void (*)(const Strip*, int, const Strip*, int, bool, float*, int64_t, int64_t);
-
-template <class Base, class Low, class = std::make_integer_sequence<int, kBlockRows * kBlockVecs>>
-struct Blocks;
-template <class Base, class Low, int... I>
-struct Blocks<Base, Low, std::integer_sequence<int, I...>> {
-  static constexpr BlockFn table[] = {block<Base, Low, I / kBlockVecs + 1, I % kBlockVecs + 1>...};
-};
-
-template <class Base, class Low>
-void tile(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add, float* c) {
-  const int vecs = (cols + kWidth - 1) / kWidth;
-  for (int vec = 0; vec < vecs; vec += kBlockVecs) {
-    const int nv = smaller(vecs - vec, kBlockVecs);
-    for (int row = 0; row < rows; row += kBlockRows) {
-      const int mr = smaller(rows - row, kBlockRows);
-      Blocks<Base, Low>::table[(mr - 1) * kBlockVecs + nv - 1](base, n_base, low, n_low, add, c, row, vec * kWidth);
-    }
-  }
-}
-
-// --- packing and conversion ---
+// --- loads and stores of any dtype ---
 
 inline Vec load_any(const void* p, Dtype dtype, int64_t n) {
   switch (dtype) {
@@ -126,6 +119,77 @@ inline void store_any(void* p, Dtype dtype, Vec v, int64_t n) {
     default: return store_bf16(static_cast<uint16_t*>(p), v, n);
   }
 }
+
+// --- the tile ---
+
+// Everything that touches the accumulators is inlined: they have no address then, and stay in registers.
+template <Dtype dtype, int MR, int NV>
+[[gnu::always_inline]] inline void store_block(const Vec (&acc)[MR][NV], const Destination& to, int64_t row0,
+                                               int64_t col0, int64_t cols) {
+  const Vec scale = set1(to.scale);
+  const int64_t stride = to.stride;
+  char* out = static_cast<char*>(to.data) + (row0 * stride + col0) * size_of(dtype);
+#pragma GCC unroll 3
+  for (int v = 0; v < NV; ++v) {
+    const int64_t n = cols - col0 - v * kWidth;
+    const Vec bias = to.bias ? load(to.bias + col0 + v * kWidth, n) : zero();
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      store_any(out + (m * stride + v * kWidth) * size_of(dtype), dtype, fma(acc[m][v], scale, bias), n);
+    }
+  }
+}
+
+template <class Base, class Low, int MR, int NV>
+void block(const Strip* base, int n_base, const Strip* low, int n_low, bool add, float* c, const Destination* to,
+           int64_t row0, int64_t col0, int64_t cols) {
+  Vec acc[MR][NV];
+  float* tile = c + row0 * kTileCols + col0;
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 3
+    for (int v = 0; v < NV; ++v) acc[m][v] = add ? load(tile + m * kTileCols + v * kWidth) : zero();
+  }
+  for (int i = 0; i < n_base; ++i) Base::accumulate(base[i], acc, row0, col0);
+  for (int i = 0; i < n_low; ++i) Low::accumulate(low[i], acc, row0, col0);
+  if (!to) {
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 3
+      for (int v = 0; v < NV; ++v) store(tile + m * kTileCols + v * kWidth, acc[m][v]);
+    }
+  } else if (to->in_fp32) {
+    store_block<Dtype::kFloat>(acc, *to, row0, col0, cols);
+  } else {
+    store_block<Base::kDtype>(acc, *to, row0, col0, cols);
+  }
+}
+
+using BlockFn = void (*)(const Strip*, int, const Strip*, int, bool, float*, const Destination*, int64_t, int64_t,
+                         int64_t);
+
+template <class Base, class Low, class = std::make_integer_sequence<int, kBlockRows * kBlockVecs>>
+struct Blocks;
+template <class Base, class Low, int... I>
+struct Blocks<Base, Low, std::integer_sequence<int, I...>> {
+  static constexpr BlockFn table[] = {block<Base, Low, I / kBlockVecs + 1, I % kBlockVecs + 1>...};
+};
+
+template <class Base, class Low>
+void tile(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add, float* c,
+          const Destination* to) {
+  const int vecs = (cols + kWidth - 1) / kWidth;
+  for (int vec = 0; vec < vecs; vec += kBlockVecs) {
+    const int nv = smaller(vecs - vec, kBlockVecs);
+    for (int row = 0; row < rows; row += kBlockRows) {
+      const int mr = smaller(rows - row, kBlockRows);
+      Blocks<Base, Low>::table[(mr - 1) * kBlockVecs + nv - 1](base, n_base, low, n_low, add, c, to, row, vec * kWidth,
+                                                          cols);
+    }
+  }
+}
+
+// --- packing and conversion ---
 
 // block[i] = src[row + i, col : col + width], zero outside rows x cols.
 inline void load_block(const Matrix& src, int64_t row, int64_t col, int64_t rows, int64_t cols, Vec (&block)[kWidth]) {
@@ -145,7 +209,30 @@ inline void load_block(const Matrix& src, int64_t row, int64_t col, int64_t rows
   }
 }
 
+inline void pack_bf16_rows(const Matrix& src, int64_t depth, int64_t cols, float* dst, int64_t panel_stride) {
+  static constexpr uint16_t zeros[kTileCols] = {};
+  const uint16_t* rows = static_cast<const uint16_t*>(src.data);
+  for (int64_t k = 0; k < depth; k += 2, dst += panel_stride) {
+    const uint16_t* even = rows + k * src.row_stride;
+    const uint16_t* odd = k + 1 < depth ? even + src.row_stride : zeros;
+    for (int64_t col = 0; col < cols; col += kWidth) {
+      // The next panel of the same rows is packed next: its lines come from L3 or memory.
+      __builtin_prefetch(even + kTileCols + col);
+      __builtin_prefetch(odd + kTileCols + col);
+      store(dst + col, pair_rows(even + col, odd + col, cols - col));
+    }
+    for (int64_t col = round_up(cols, kWidth); col < panel_stride; col += kWidth) store(dst + col, zero());
+  }
+}
+
 inline void pack(Panel kind, const Matrix& src, int64_t depth, int64_t cols, void* dst, int64_t panel_stride) {
+  if (kind == Panel::kPairs && src.dtype == Dtype::kBFloat16) {
+    if (src.row_stride == 1 && src.col_stride % 2 == 0 && depth % 2 == 0) {
+      // The pairs lie ready, as the elements of a matrix twice as wide.
+      return pack(Panel::kFloat, {src.data, Dtype::kFloat, 1, src.col_stride / 2}, depth / 2, cols, dst, panel_stride);
+    }
+    if (src.col_stride == 1) return pack_bf16_rows(src, depth, cols, static_cast<float*>(dst), panel_stride);
+  }
   for (int64_t k = 0; k < depth; k += kWidth) {
     const int64_t rows = smaller(depth - k, kWidth);
     for (int64_t col = 0; col < panel_stride; col += kWidth) {
@@ -172,37 +259,39 @@ inline void convert_row(const void* src, Dtype dtype, int64_t cols, bool to_bf16
   }
 }
 
-inline void store_row(const float* c, const float* bias, int64_t cols, Dtype dtype, void* dst) {
+inline void store_row(const float* c, int64_t cols, Dtype dtype, void* dst) {
   for (int64_t col = 0; col < cols; col += kWidth) {
-    Vec v = load(c + col);
-    if (bias) v = add(v, load(bias + col, cols - col));
-    store_any(static_cast<char*>(dst) + col * size_of(dtype), dtype, v, cols - col);
+    store_any(static_cast<char*>(dst) + col * size_of(dtype), dtype, load(c + col), cols - col);
   }
 }
 
 inline void store_transposed(const float* c, int64_t p, int64_t q, Dtype dtype, void* dst, int64_t dst_stride) {
-  for (int64_t col = 0; col < q; col += kWidth) {
-    Vec block[kWidth];
-    for (int64_t i = 0; i < kWidth; ++i) block[i] = i < p ? load(c + i * kTileCols + col) : zero();
-    transpose(block);
-    for (int64_t i = 0; i < smaller(kWidth, q - col); ++i) {
-      store_any(static_cast<char*>(dst) + (col + i) * dst_stride * size_of(dtype), dtype, block[i], p);
+  for (int64_t row = 0; row < p; row += kWidth) {
+    for (int64_t col = 0; col < q; col += kWidth) {
+      Vec block[kWidth];
+      for (int64_t i = 0; i < kWidth; ++i) block[i] = row + i < p ? load(c + (row + i) * kTileCols + col) : zero();
+      transpose(block);
+      char* out = static_cast<char*>(dst) + (col * dst_stride + row) * size_of(dtype);
+      for (int64_t i = 0; i < smaller(kWidth, q - col); ++i) {
+        store_any(out + i * dst_stride * size_of(dtype), dtype, block[i], p - row);
+      }
     }
   }
 }
 
 constexpr Kernels table(const char* name) {
+  using Factor = Widened<Panel::kFloat, Role::kFactor>;
 #ifdef CORA_BF16_PAIRS
-  const TileFn tile_bf16 = tile<Paired, Paired>;
+  const TileFn tile_bf16 = tile<Paired<Role::kWeight>, Paired<Role::kFactor>>;
   const bool bf16_pairs = true;
 #else
-  const TileFn tile_bf16 = tile<Widened<Panel::kPairs>, Widened<Panel::kFloat>>;
+  const TileFn tile_bf16 = tile<Widened<Panel::kPairs, Role::kWeight>, Factor>;
   const bool bf16_pairs = false;
 #endif
   return {name,
           bf16_pairs,
-          {tile<Widened<Panel::kFloat>, Widened<Panel::kFloat>>, tile_bf16,
-           tile<Widened<Panel::kHalf>, Widened<Panel::kFloat>>},
+          {tile<Widened<Panel::kFloat, Role::kWeight>, Factor>, tile_bf16,
+           tile<Widened<Panel::kHalf, Role::kWeight>, Factor>},
           pack,
           convert_row,
           store_row,

@@ -75,7 +75,8 @@ class OuterWorker {
     const TileFn tile = kernels_.tile[static_cast<int>(outer_.wide_dtype)];
     for (int64_t j = 0; j < outer_.narrow_cols; j += kTileRows) {
       strip.rows = rows + j * row_bytes;
-      tile(std::min<int64_t>(outer_.narrow_cols - j, kTileRows), cols, nullptr, 0, &strip, 1, add, sum + j * kTileCols);
+      tile(std::min<int64_t>(outer_.narrow_cols - j, kTileRows), cols, nullptr, 0, &strip, 1, add, sum + j * kTileCols,
+           nullptr);
     }
   }
 
@@ -84,17 +85,9 @@ class OuterWorker {
     const int64_t q = outer_.narrow_cols;
     const int64_t element = size_of(outer_.out_dtype);
     char* out = static_cast<char*>(outer_.out) + sample * outer_.wide_cols * q * element;
-    for (int64_t j = 0; j < q; j += kTileRows) {
-      const int64_t rows = std::min<int64_t>(q - j, kTileRows);
-      const float* tile = sum + j * kTileCols;
-      if (outer_.wide_first) {
-        kernels_.store_transposed(tile, rows, cols, outer_.out_dtype, out + (col * q + j) * element, q);
-        continue;
-      }
-      for (int64_t m = 0; m < rows; ++m) {
-        kernels_.store_row(tile + m * kTileCols, nullptr, cols, outer_.out_dtype,
-                           out + ((j + m) * outer_.wide_cols + col) * element);
-      }
+    if (outer_.wide_first) return kernels_.store_transposed(sum, q, cols, outer_.out_dtype, out + col * q * element, q);
+    for (int64_t j = 0; j < q; ++j) {
+      kernels_.store_row(sum + j * kTileCols, cols, outer_.out_dtype, out + (j * outer_.wide_cols + col) * element);
     }
   }
 

@@ -52,6 +52,11 @@ inline Vec pair_bf16(Vec even, Vec odd) {
   return _mm256_castsi256_ps(_mm256_or_si256(bf16_bits(even), _mm256_slli_epi32(bf16_bits(odd), 16)));
 }
 
+// The first n of two rows of bf16, side by side.
+inline Vec pair_rows(const uint16_t* even, const uint16_t* odd, int64_t n) {
+  return pair_bf16(load_bf16(even, n), load_bf16(odd, n));
+}
+
 inline void store(float* p, Vec v, int64_t n) {
   if (n >= kWidth) return store(p, v);
   Edge<float> edge;

@@ -40,17 +40,38 @@ inline __m512i bf16_bits(Vec v) {
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   return _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0));
 }
+// To bf16, to nearest even: the instruction where there is one.
+inline __m256i to_bf16(Vec v) {
+#ifdef CORA_BF16_PAIRS
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
+#else
+  return _mm512_cvtepi32_epi16(bf16_bits(v));
+#endif
+}
 inline Vec pair_bf16(Vec even, Vec odd) {
-  return _mm512_castsi512_ps(_mm512_or_si512(bf16_bits(even), _mm512_slli_epi32(bf16_bits(odd), 16)));
+  const __m512i low = _mm512_cvtepu16_epi32(to_bf16(even));
+  const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(to_bf16(odd)), 16);
+  return _mm512_castsi512_ps(_mm512_or_si512(low, high));
 }
 
-inline void store(float* p, Vec v, int64_t n) { _mm512_mask_storeu_ps(p, first(n), v); }
-inline void store_half(uint16_t* p, Vec v, int64_t n) {
-  _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+// The first n of two rows of bf16, side by side.
+inline Vec pair_rows(const uint16_t* even, const uint16_t* odd, int64_t n) {
+  const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), even));
+  const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), odd));
+  return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
-inline void store_bf16(uint16_t* p, Vec v, int64_t n) {
-  _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtepi32_epi16(bf16_bits(v)));
+
+// Masked stores cost Zen 4 several times a plain one: only edges take them.
+inline void store(float* p, Vec v, int64_t n) {
+  if (n >= kWidth) return store(p, v);
+  _mm512_mask_storeu_ps(p, first(n), v);
 }
+inline void store_bits(uint16_t* p, __m256i bits, int64_t n) {
+  if (n >= kWidth) return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
+  _mm256_mask_storeu_epi16(p, first(n), bits);
+}
+inline void store_half(uint16_t* p, Vec v, int64_t n) { store_bits(p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT), n); }
+inline void store_bf16(uint16_t* p, Vec v, int64_t n) { store_bits(p, to_bf16(v), n); }
 
 // Four rounds, each swapping the off-diagonal halves of ever larger 2 x 2 blocks.
 inline void transpose(Vec (&rows)[kWidth]) {

@@ -62,6 +62,15 @@ struct Strip {
   int64_t depth;
 };
 
+// Where a finished tile goes: data = scale · tile + bias (null: none), rounded to the dtype of x, or not if in_fp32.
+struct Destination {
+  void* data;
+  int64_t stride;
+  bool in_fp32;
+  float scale;
+  const float* bias;
+};
+
 // How panels hold their elements. kPairs: bf16, two consecutive depths side by side, as vdpbf16ps reads them; an odd
 // depth is padded with a zero.
 enum class Panel : int8_t { kFloat, kHalf, kPairs };
