@@ -1,6 +1,7 @@
 """The one autograd.Function of the op: what is saved, which gradients are computed, by which calls of the backend."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -53,42 +54,47 @@ class LoraLinearGroup(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        kernels, n, segments = ctx.kernels, ctx.n, ctx.segments
-        needs_scaling, needs_x = ctx.needs_input_grad[4:6]
-        _, needs_as, needs_bs, needs_biases = _unflatten(ctx.needs_input_grad[6:], n, ctx.n_a)
-        scaling, x, *saved = ctx.saved_tensors
-        weights, lora_as, lora_bs, ss = _unflatten(saved, n, ctx.n_a)
-        scaling = ctx.scaling if scaling is None else scaling
-        gs = [as_rows(g) for g in grads]
-        weights = [_cast(weight, gs[0].dtype) for weight in weights]
+        with without_autocast(grads[0]):
+            return _backward(ctx, grads)
 
-        dx = d_scaling = None
-        dss: list[Any] = [None] * ctx.n_a
-        if needs_scaling:
-            each = [kernels.shrink(g, b.transpose(-1, -2), 1.0, segments) for g, b in zip(gs, lora_bs, strict=True)]
-            unscaled = each if len(ss) == n else [sum(each[1:], each[0])]
-            d_scaling = _d_scaling(kernels, ss, unscaled, segments).to(scaling.dtype)
-            ss, dss = _scale(ss, scaling, segments), _scale(unscaled, scaling, segments)
-            if needs_x:
-                dx, _ = kernels.backward_input(gs, weights, lora_as, lora_bs, scaling, segments, True, dss)
-        elif needs_x or any(needs_as):
-            dx, dss = kernels.backward_input(gs, weights, lora_as, lora_bs, scaling, segments, needs_x)
 
-        rows = None if x is None else as_rows(x)
-        das = [
-            kernels.outer(rows, ds, segments, per_sample, dtype) if needed else None
-            for needed, ds, (per_sample, dtype) in zip(needs_as, dss, ctx.as_like, strict=True)
-        ]
-        dbs = [
-            kernels.outer(ss[j % len(ss)], gs[j], segments, per_sample, dtype) if needs_bs[j] else None
-            for j, (per_sample, dtype) in enumerate(ctx.bs_like)
-        ]
-        d_biases = [
-            g.sum(0, dtype=_accumulator(g)).to(dtype) if needed else None
-            for needed, g, dtype in zip(needs_biases, gs, ctx.bias_dtypes, strict=True)
-        ]
-        dx = None if dx is None else dx.view(*grads[0].shape[:-1], dx.shape[1])
-        return None, None, None, None, d_scaling, dx, *([None] * n), *das, *dbs, *d_biases
+def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    kernels, n, segments = ctx.kernels, ctx.n, ctx.segments
+    needs_scaling, needs_x = ctx.needs_input_grad[4:6]
+    _, needs_as, needs_bs, needs_biases = _unflatten(ctx.needs_input_grad[6:], n, ctx.n_a)
+    scaling, x, *saved = ctx.saved_tensors
+    weights, lora_as, lora_bs, ss = _unflatten(saved, n, ctx.n_a)
+    scaling = ctx.scaling if scaling is None else scaling
+    gs = [as_rows(g) for g in grads]
+    weights = [_cast(weight, gs[0].dtype) for weight in weights]
+
+    dx = d_scaling = None
+    dss: list[Any] = [None] * ctx.n_a
+    if needs_scaling:
+        each = [kernels.shrink(g, b.transpose(-1, -2), 1.0, segments) for g, b in zip(gs, lora_bs, strict=True)]
+        unscaled = each if len(ss) == n else [sum(each[1:], each[0])]
+        d_scaling = _d_scaling(kernels, ss, unscaled, segments).to(scaling.dtype)
+        ss, dss = _scale(ss, scaling, segments), _scale(unscaled, scaling, segments)
+        if needs_x:
+            dx, _ = kernels.backward_input(gs, weights, lora_as, lora_bs, scaling, segments, True, dss)
+    elif needs_x or any(needs_as):
+        dx, dss = kernels.backward_input(gs, weights, lora_as, lora_bs, scaling, segments, needs_x)
+
+    rows = None if x is None else as_rows(x)
+    das = [
+        kernels.outer(rows, ds, segments, per_sample, dtype) if needed else None
+        for needed, ds, (per_sample, dtype) in zip(needs_as, dss, ctx.as_like, strict=True)
+    ]
+    dbs = [
+        kernels.outer(ss[j % len(ss)], gs[j], segments, per_sample, dtype) if needs_bs[j] else None
+        for j, (per_sample, dtype) in enumerate(ctx.bs_like)
+    ]
+    d_biases = [
+        g.sum(0, dtype=_accumulator(g)).to(dtype) if needed else None
+        for needed, g, dtype in zip(needs_biases, gs, ctx.bias_dtypes, strict=True)
+    ]
+    dx = None if dx is None else dx.view(*grads[0].shape[:-1], dx.shape[1])
+    return None, None, None, None, d_scaling, dx, *([None] * n), *das, *dbs, *d_biases
 
 
 def run(
@@ -108,6 +114,17 @@ def run(
     biases = [_cast(bias, dtype) for bias in biases]
     ys, ss = kernels.forward(as_rows(x), weights, lora_as, lora_bs, biases, scaling, segments, s)
     return [y.view(*shape, y.shape[1]) for y in ys], ss
+
+
+def without_autocast(t: Tensor) -> AbstractContextManager[Any]:
+    """The backends choose the dtype of every product: an autocast around them would change it."""
+    return torch.autocast(t.device.type, enabled=False) if autocasts(t) else nullcontext()
+
+
+def autocasts(t: Tensor) -> bool:
+    """Whether autocast applies to t. The meta device, alone, has no such question to ask."""
+    device = t.device.type
+    return device != "meta" and t.dtype != torch.float64 and torch.is_autocast_enabled(device)
 
 
 def as_rows(t: Tensor) -> Tensor:

@@ -31,9 +31,10 @@ _BACKENDS: dict[str, tuple[Callable[[], ModuleType], tuple[str, ...] | None]] = 
 
 
 class _Choice(threading.local):
-    """Not a ContextVar: torch.compile guards on this one, so a compiled call sees every later use_backend."""
+    """Not a ContextVar: torch.compile guards on this one, so that compiled code sees a later use_backend."""
 
-    name: str | None = None
+    def __init__(self) -> None:
+        self.name: str | None = None
 
 
 _choice = _Choice()

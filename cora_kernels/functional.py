@@ -1,13 +1,12 @@
 """lora_linear and lora_linear_group: the formula, the shapes, and every check of the arguments."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from cora_kernels import dispatch
-from cora_kernels.autograd import LoraLinearGroup, run
+from cora_kernels.autograd import LoraLinearGroup, autocasts, run, without_autocast
 from cora_kernels.segments import Segments, spans
 
 _FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -91,15 +90,13 @@ def _group(
     grouped: bool,
 ) -> tuple[Tensor, ...]:
     segments = _check_x(x, cu_seqlens)
-    device = x.device.type
-    autocast = device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    autocast = autocasts(x)
     _check_operands(x, weights, lora_as, lora_bs, biases, segments.batch, autocast, grouped)
     _check_scaling(scaling, x, segments.batch)
     if autocast:
-        x = x.to(torch.get_autocast_dtype(device))
+        x = x.to(torch.get_autocast_dtype(x.device.type))
     kernels = dispatch.select(backend, x, weights, lora_as, lora_bs, segments)
-    # The backends fix their own dtypes: an autocast around them would change those.
-    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+    with without_autocast(x):
         if torch.is_grad_enabled() and _any_needs_grad(x, scaling, *lora_as, *lora_bs, *biases):
             tensors = (*weights, *lora_as, *lora_bs, *biases)
             return LoraLinearGroup.apply(kernels, len(weights), len(lora_as), segments, scaling, x, *tensors)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cora_kernels.segments import Segments, spans
+from cora_kernels.segments import Segments, segment_mm, segment_outer
 
 
 def availability() -> str | None:
@@ -22,8 +22,6 @@ def availability() -> str | None:
 def not_supported_reasons(
     x: Tensor, weights: Sequence[Tensor], lora_as: Sequence[Tensor], lora_bs: Sequence[Tensor], segments: Segments
 ) -> list[str]:
-    if segments.cu_seqlens is not None and torch.compiler.is_compiling():
-        return ["it walks packed segments in Python, which torch.compile cannot trace"]
     return []
 
 
@@ -90,10 +88,7 @@ def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: tor
         return (u.t() @ v).to(dtype)
     if segments.cu_seqlens is None:
         return (segments.by_sample(u).transpose(1, 2) @ segments.by_sample(v)).to(dtype)
-    out = u.new_empty(segments.batch, u.shape[1], v.shape[1])
-    for i, span in enumerate(spans(segments.cu_seqlens, segments.rows)):
-        out[i] = u[span].t() @ v[span]
-    return out.to(dtype)
+    return segment_outer(u, v, segments.cu_seqlens).to(dtype)
 
 
 def _times(rows: Tensor, factor: Tensor, segments: Segments) -> Tensor:
@@ -102,10 +97,7 @@ def _times(rows: Tensor, factor: Tensor, segments: Segments) -> Tensor:
         return rows @ factor
     if segments.cu_seqlens is None:
         return (segments.by_sample(rows) @ factor).view(segments.rows, factor.shape[2])
-    out = rows.new_empty(segments.rows, factor.shape[2])
-    for i, span in enumerate(spans(segments.cu_seqlens, segments.rows)):
-        out[span] = rows[span] @ factor[i]
-    return out
+    return segment_mm(rows, factor, segments.cu_seqlens)
 
 
 def _accumulator(t: Tensor) -> torch.dtype:
