@@ -16,8 +16,8 @@ def report() -> str:
     lines.append(f"{'cpu':<14}{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     for i, gpu in enumerate(gpus):
-        memory = gpu.total_memory / 2**30
-        lines.append(f"{f'gpu {i}':<14}{gpu.name}, sm_{gpu.major}{gpu.minor}, {memory:.0f} GiB")
+        architecture = gpu.gcnArchName if torch.version.hip else f"sm_{gpu.major}{gpu.minor}"
+        lines.append(f"{f'gpu {i}':<14}{gpu.name}, {architecture}, {gpu.total_memory / 2**30:.0f} GiB")
     if not gpus:
         lines.append(f"{'gpu':<14}none")
     lines.append("backends, the preferred first")
