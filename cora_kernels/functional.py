@@ -1,6 +1,7 @@
 """lora_linear and lora_linear_group: the formula, the shapes, and every check of the arguments."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def lora_linear_group(
         weights: n of [N_j, K]. lora_bs: n of [B, r_j, N_j] or [r_j, N_j]. biases: n of [N_j] or None each.
         lora_a: one tensor [B, K, r] or [K, r], or a sequence of n.
 
-    Returns n tensors [B, T, N_j] or [M, N_j].
+    Returns n tensors [B, T, N_j] or [M, N_j]. Raises ValueError, besides, where the sequences differ in length.
     """
     _check_sequences(weights, lora_a, lora_bs, biases)
     lora_as = lora_a if isinstance(lora_a, (list, tuple)) else (lora_a,)
@@ -96,15 +97,13 @@ def _group(
     if autocast:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     kernels = dispatch.select(backend, x, weights, lora_as, lora_bs, segments)
-    with without_autocast(x):
-        if torch.is_grad_enabled() and _any_needs_grad(x, scaling, *lora_as, *lora_bs, *biases):
-            tensors = (*weights, *lora_as, *lora_bs, *biases)
-            return LoraLinearGroup.apply(kernels, len(weights), len(lora_as), segments, scaling, x, *tensors)
+    with without_autocast(x) if autocast else nullcontext():
+        if torch.is_grad_enabled():
+            for t in (x, scaling, *lora_as, *lora_bs, *biases):
+                if isinstance(t, Tensor) and t.requires_grad:
+                    tensors = (*weights, *lora_as, *lora_bs, *biases)
+                    return LoraLinearGroup.apply(kernels, len(weights), len(lora_as), segments, scaling, x, *tensors)
         return tuple(run(kernels, segments, scaling, x, weights, lora_as, lora_bs, biases)[0])
-
-
-def _any_needs_grad(*values: object) -> bool:
-    return any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
 def _check_sequences(weights: object, lora_a: object, lora_bs: object, biases: object) -> None:
