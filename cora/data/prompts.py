@@ -1,0 +1,134 @@
+"""What the language model reads: a user's history and one item, as text and as tokens."""
+
+import string
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_TEXT = (
+    "#Question: A user has given high ratings to the following movies: {history}. Leverage the information to predict "
+    'whether the user would enjoy the movie titled {title}? Answer with "Yes" or "No". \n#Answer:'
+)
+_CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The prompt: `text` with the field {history} replaced by the quoted titles, joined with ", ", and {title} by the
+    quoted title of the item asked about. `no_history` stands where the history is empty.
+
+    The default text is CoRA's (Liu et al., AAAI 2025).
+    Raises ValueError if `text` does not hold each of the two fields once, or holds another.
+    """
+
+    text: str = DEFAULT_TEXT
+    no_history: str = "none so far"
+
+    def __post_init__(self) -> None:
+        try:
+            fields = [field for _, field, _, _ in string.Formatter().parse(self.text) if field is not None]
+        except ValueError as error:
+            raise ValueError(f"text: not a template ({error}): {self.text!r}") from None
+        if sorted(fields) != ["history", "title"]:
+            raise ValueError(f"text: expected the fields {{history}} and {{title}} once each, got {fields}")
+
+    def render(self, history: Sequence[str], title: str) -> str:
+        """The prompt for titles the user liked, oldest first, and the title asked about."""
+        liked = ", ".join(f'"{name}"' for name in history) or self.no_history
+        return self.text.format(history=liked, title=f'"{title}"')
+
+
+class PromptDataset(Dataset[dict[str, Any]]):
+    """The prompts of a frame, tokenised: item i is row i, {input_ids: list of int, user_id, item_id, label, length}.
+
+    frame: user_id, item_id, label, history (from `add_histories`); titles: item_id → title.
+    Special tokens in front of the text (Llama's BOS) are the tokenizer's own; none follow it, as the answer is read at the
+    last position. A prompt longer than `max_length` tokens loses its oldest titles, never the item or the question.
+    Tokenised at once, in batches, and kept as int32.
+
+    Raises ValueError for a missing column, no rows, an item without title, or a prompt too long without any history.
+    """
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        titles: Mapping[Hashable, str],
+        tokenizer: "PreTrainedTokenizerBase",
+        template: PromptTemplate | None = None,
+        max_length: int = 512,
+    ) -> None:
+        missing = [column for column in ("user_id", "item_id", "label", "history") if column not in frame]
+        if missing:
+            raise ValueError(f"frame: missing column {', '.join(missing)}; found {list(frame)}")
+        if frame.empty:
+            raise ValueError("frame: no rows")
+        self.template = template or PromptTemplate()
+        self.max_length = max_length
+        self._tokenizer = tokenizer
+        self._user_ids = frame["user_id"].tolist()
+        self._item_ids = frame["item_id"].tolist()
+        self._labels = frame["label"].tolist()
+        used = {item for history in frame["history"] for item in history} | set(self._item_ids)
+        untitled = [item for item in used if item not in titles]
+        if untitled:
+            raise ValueError(f"titles: {len(untitled)} items of the frame have no title, for example {untitled[:3]}")
+        histories = [[titles[item] for item in history] for history in frame["history"]]
+        self._tokens, self._offsets = self._tokenise(histories, [titles[item] for item in self._item_ids])
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        tokens = self._tokens[self._offsets[index] : self._offsets[index + 1]].tolist()
+        return {
+            "input_ids": tokens,
+            "user_id": self._user_ids[index],
+            "item_id": self._item_ids[index],
+            "label": self._labels[index],
+            "length": len(tokens),
+        }
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every prompt, int64 [rows]."""
+        return np.diff(self._offsets)
+
+    def _tokenise(self, histories: list[list[str]], names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """All tokens in one row, and where each prompt starts in it."""
+        chunks: list[np.ndarray] = []
+        lengths: list[int] = []
+        with tqdm(total=len(names), desc="prompts", delay=2) as bar:
+            for start in range(0, len(names), _CHUNK):
+                ids = self._encode(histories[start : start + _CHUNK], names[start : start + _CHUNK])
+                chunks.append(np.concatenate([np.asarray(row, dtype=np.int32) for row in ids]))
+                lengths += [len(row) for row in ids]
+                bar.update(len(ids))
+        return np.concatenate(chunks), np.concatenate([[0], np.cumsum(lengths)])
+
+    def _encode(self, histories: list[list[str]], names: list[str]) -> list[list[int]]:
+        """Token ids of each prompt, those too long without their oldest titles."""
+        prompts = [self.template.render(history, name) for history, name in zip(histories, names, strict=True)]
+        ids = [self._without_end(row) for row in self._tokenizer(prompts)["input_ids"]]
+        long = [i for i, row in enumerate(ids) if len(row) > self.max_length]
+        for i in long:
+            if not histories[i]:
+                raise ValueError(
+                    f"max_length: the prompt for {names[i]!r} without any history has {len(ids[i])} tokens, "
+                    f"more than {self.max_length}"
+                )
+        if long:
+            shorter = self._encode([histories[i][1:] for i in long], [names[i] for i in long])
+            for i, row in zip(long, shorter, strict=True):
+                ids[i] = row
+        return ids
+
+    def _without_end(self, ids: list[int]) -> list[int]:
+        return ids[:-1] if ids and ids[-1] == self._tokenizer.eos_token_id else ids

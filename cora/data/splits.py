@@ -1,0 +1,149 @@
+"""Splits in time and histories that hold only the past."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from cora.data.formats import Interactions
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Frames in time order, with the columns of `Interactions.frame`; test is None where the source has none."""
+
+    train: pd.DataFrame
+    valid: pd.DataFrame
+    test: pd.DataFrame | None
+
+    def __iter__(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        """(name, frame) of every part there is."""
+        for name in ("train", "valid", "test"):
+            frame = getattr(self, name)
+            if frame is not None:
+                yield name, frame
+
+
+def split(
+    interactions: Interactions,
+    by: str = "ratio",
+    *,
+    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    valid_from: str | None = None,
+    test_from: str | None = None,
+    last: int = 1,
+) -> Splits:
+    """Train, valid and test, later parts later in time. A source that is already split keeps its split.
+
+    by="ratio": shares of all rows in global time order. A border that falls among rows of one timestamp moves to the
+        first of them, so that no moment is torn: every row of a later part is strictly later.
+    by="dates": valid = valid_from ≤ time < test_from, test = test_from ≤ time (dates such as "2002-04-01", UTC).
+    by="leave-last": of every user with more than 2·last rows the last `last` rows are test and the `last` before them
+        valid; rows of one user and timestamp count in the order of the source. All rows of other users are train.
+
+    Raises ValueError for an unknown `by`, ratios that are not positive or do not sum to 1, missing or unordered dates,
+    last < 1, a part that comes out empty, and any `by` but "ratio" on a source that is already split.
+    """
+    frame = interactions.frame
+    if "split" in frame:
+        if by != "ratio":
+            raise ValueError(f"by: {interactions.name} is already split into train and valid files, got by={by!r}")
+        part = frame["split"].map({"train": 0, "valid": 1, "test": 2}).to_numpy()
+        frame = frame.drop(columns="split")
+        has_test = bool((part == 2).any())
+    else:
+        part = _parts(frame, by, ratios, valid_from, test_from, last)
+        has_test = True
+    train, valid, test = (frame[part == i].reset_index(drop=True) for i in range(3))
+    sizes = {"train": len(train), "valid": len(valid)} | ({"test": len(test)} if has_test else {})
+    empty = [name for name, size in sizes.items() if size == 0]
+    if empty:
+        raise ValueError(f"splitting {interactions.name} by {by!r} leaves {', '.join(empty)} empty: rows are {sizes}")
+    return Splits(train, valid, test if has_test else None)
+
+
+def _parts(
+    frame: pd.DataFrame,
+    by: str,
+    ratios: tuple[float, float, float],
+    valid_from: str | None,
+    test_from: str | None,
+    last: int,
+) -> np.ndarray:
+    """0, 1 or 2 for every row of a frame in time order."""
+    times = frame["timestamp"].to_numpy()
+    if by == "ratio":
+        if len(ratios) != 3 or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
+            raise ValueError(f"ratios: expected three positive shares that sum to 1, got {ratios}")
+        cuts = np.minimum(np.round(np.cumsum(ratios[:2]) * len(times)).astype(np.int64), len(times) - 1)
+        return np.searchsorted(times[cuts], times, side="right")
+    if by == "dates":
+        borders = [_second("valid_from", valid_from), _second("test_from", test_from)]
+        if borders[0] >= borders[1]:
+            raise ValueError(f"valid_from must be before test_from, got {valid_from} and {test_from}")
+        return np.searchsorted(borders, times, side="right")
+    if by == "leave-last":
+        if last < 1:
+            raise ValueError(f"last: expected at least 1, got {last}")
+        users = frame.groupby("user_id", sort=False)["user_id"]
+        from_end = users.cumcount(ascending=False).to_numpy()
+        part = 2 - np.minimum(from_end // last, 2)
+        return np.where(users.transform("size").to_numpy() > 2 * last, part, 0)
+    raise ValueError(f"by: expected 'ratio', 'dates' or 'leave-last', got {by!r}")
+
+
+def _second(name: str, date: str | None) -> int:
+    if date is None:
+        raise ValueError(f"{name}: by='dates' needs it, a date such as 2002-04-01")
+    try:
+        time = pd.Timestamp(date)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected a date such as 2002-04-01, got {date!r}") from error
+    return int((time.tz_localize("UTC") if time.tz is None else time).timestamp())
+
+
+def add_histories(splits: Splits, max_history: int = 10) -> Splits:
+    """The same splits with a column `history`: list of the item_ids that the row's user liked before, oldest first.
+
+    Holds the user's newest `max_history` rows with label 1 and a timestamp strictly before the row's own, from all parts
+    (what is past at test time includes train and valid), never the row's own item.
+    Raises ValueError for max_history < 0.
+    """
+    if max_history < 0:
+        raise ValueError(f"max_history: expected at least 0, got {max_history}")
+    parts = list(splits)
+    rows = pd.concat([frame for _, frame in parts], ignore_index=True)
+    histories = _histories(rows, max_history)
+    done, start = {}, 0
+    for name, frame in parts:
+        column = pd.Series(histories[start : start + len(frame)], index=frame.index, dtype=object)
+        done[name] = frame.assign(history=column)
+        start += len(frame)
+    return Splits(done["train"], done["valid"], done.get("test"))
+
+
+def _histories(rows: pd.DataFrame, max_history: int) -> list[list]:
+    users = pd.factorize(rows["user_id"])[0].astype(np.int64)
+    times = rows["timestamp"].to_numpy()
+    times = times - times.min()
+    # (user, time) as one sortable number: a user's positives before a time are then one slice of the sorted positives.
+    first = users * (int(times.max()) + 1)
+    keys = first + times
+    positives = np.flatnonzero(rows["label"].to_numpy() == 1)
+    positives = positives[np.argsort(keys[positives], kind="stable")]
+    starts = np.searchsorted(keys[positives], first)
+    stops = np.searchsorted(keys[positives], keys)
+    items = rows["item_id"].tolist()
+    liked = [items[i] for i in positives]
+    again = rows.duplicated(["user_id", "item_id"], keep=False).tolist()
+    histories = []
+    bar = tqdm(zip(starts.tolist(), stops.tolist(), items, again, strict=True), "histories", len(rows), delay=2)
+    for start, stop, item, repeated in bar:
+        if repeated:
+            past = [other for other in liked[start:stop] if other != item]
+            histories.append(past[max(0, len(past) - max_history) :])
+        else:
+            histories.append(liked[max(start, stop - max_history) : stop])
+    return histories
