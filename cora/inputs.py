@@ -1,0 +1,52 @@
+"""What a call of the model is given: its checks, and what follows from the attention mask."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+Ids = Tensor | Sequence[int] | Sequence[str]
+
+
+def check_batch(input_ids: Tensor, attention_mask: Tensor, user_ids: Ids, item_ids: Ids, labels: Tensor | None) -> None:
+    """Raises ValueError naming the argument that does not fit the others."""
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids: expected [B, T], got {list(input_ids.shape)}")
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask: expected the shape of input_ids {list(input_ids.shape)}, got {list(attention_mask.shape)}"
+        )
+    batch = input_ids.shape[0]
+    for name, values in (("user_ids", user_ids), ("item_ids", item_ids)):
+        shape = list(values.shape) if isinstance(values, Tensor) else [len(values)]
+        if shape != [batch]:
+            raise ValueError(f"{name}: expected [{batch}], one per row of input_ids, got {shape}")
+    if not bool(attention_mask.any(1).all()):
+        row = int((~attention_mask.any(1)).nonzero()[0])
+        raise ValueError(f"attention_mask: row {row} is all zero, a prompt without tokens")
+    if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+        raise ValueError("attention_mask: expected 0 and 1 only")
+    if labels is not None:
+        if labels.shape != (batch,):
+            raise ValueError(f"labels: expected [{batch}], one per row of input_ids, got {list(labels.shape)}")
+        if not bool(((labels == 0) | (labels == 1)).all()):
+            other = labels[(labels != 0) & (labels != 1)][0].item()
+            raise ValueError(f"labels: expected 0 and 1 only, got {other}")
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """[B, T]: 0, 1, … from the first token that is no padding on."""
+    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def last_positions(attention_mask: Tensor) -> Tensor:
+    """[B]: the index of the last token that is no padding."""
+    return attention_mask.shape[1] - 1 - attention_mask.long().flip(1).argmax(1)
+
+
+def repeated(ids: Ids, copies: int) -> list[Any]:
+    return [one for one in as_list(ids) for _ in range(copies)]
+
+
+def as_list(ids: Ids) -> list[Any]:
+    return ids.tolist() if isinstance(ids, Tensor) else list(ids)
