@@ -23,8 +23,15 @@ def _chain() -> ModuleType:
     return chain
 
 
+def _native() -> ModuleType:
+    from cora_kernels import native
+
+    return native
+
+
 # name -> (module, the device types it is tried on when no backend is asked for; None: all). The first that can serves.
 _BACKENDS: dict[str, tuple[Callable[[], ModuleType], tuple[str, ...] | None]] = {
+    "cpu": (_native, ("cpu",)),
     "chain": (_chain, None),
     "reference": (_reference, ()),
 }

@@ -40,12 +40,9 @@ def not_supported_reasons(
         reasons.append(f"it runs on the CPU, x is on {x.device}")
     if x.dtype not in _DTYPES:
         reasons.append(f"x must be float32, bfloat16 or float16, got {x.dtype}")
-    for weight in weights:
-        if weight.dtype != x.dtype:
-            reasons.append(f"weight must have the dtype of x, {x.dtype}, got {weight.dtype}")
-    for factor in (*lora_as, *lora_bs):
-        if factor.dtype not in _DTYPES:
-            reasons.append(f"lora_a and lora_b must be float32, bfloat16 or float16, got {factor.dtype}")
+    for matrix in (*weights, *lora_as, *lora_bs):
+        if matrix.dtype not in _DTYPES:
+            reasons.append(f"weight, lora_a and lora_b must be float32, bfloat16 or float16, got {matrix.dtype}")
     return reasons
 
 
@@ -89,13 +86,13 @@ def backward_input(
 ) -> tuple[Tensor | None, list[Tensor]]:
     out = torch.ops.cora_kernels.cpu_backward_input(
         list(gs),
-        list(weights),
-        list(lora_as),
+        list(weights) if need_dx else [],
+        list(lora_as) if need_dx else [],
         list(lora_bs),
         *_scaling(scaling),
         segments.cu_seqlens,
         segments.batch,
-        need_dx,
+        len(lora_as),
         list(ds or ()),
     )
     dx = out[0] if need_dx else None
@@ -132,7 +129,12 @@ def weight_pack_bytes() -> int:
 
 
 def _scaling(scaling: float | Tensor) -> tuple[Tensor | None, float]:
-    return (scaling, 1.0) if isinstance(scaling, Tensor) else (None, scaling)
+    """Scales for each sample, or one for all: a float, as a tensor where torch.compile would bake its value in."""
+    if isinstance(scaling, Tensor):
+        return scaling, 1.0
+    if torch.compiler.is_compiling():
+        return torch.ones(()) * scaling, 1.0
+    return None, scaling
 
 
 def _fake_shrink(x, a, scales, scaling, cu_seqlens, batch):
@@ -145,10 +147,10 @@ def _fake_forward(x, weights, lora_as, lora_bs, biases, scales, scaling, cu_seql
     return ys + ss
 
 
-def _fake_backward_input(gs, weights, lora_as, lora_bs, scales, scaling, cu_seqlens, batch, need_dx, ds):
+def _fake_backward_input(gs, weights, lora_as, lora_bs, scales, scaling, cu_seqlens, batch, n_a, ds):
     g = gs[0]
-    dx = [g.new_empty(g.shape[0], weights[0].shape[1])] if need_dx else []
-    dss = [] if ds else [g.new_empty(g.shape[0], a.shape[-1], dtype=torch.float32) for a in lora_as]
+    dx = [g.new_empty(g.shape[0], weights[0].shape[1])] if weights else []
+    dss = [] if ds else [g.new_empty(g.shape[0], b.shape[-2], dtype=torch.float32) for b in lora_bs[:n_a]]
     return dx + dss
 
 

@@ -17,9 +17,8 @@ TORCH_LIBRARY(cora_kernels, m) {
       "float scaling, Tensor? cu_seqlens, SymInt batch, Tensor[] s) -> Tensor[]");
   m.def(
       "cpu_backward_input(Tensor[] gs, Tensor[] weights, Tensor[] lora_as, Tensor[] lora_bs, Tensor? scales, "
-      "float scaling, Tensor? cu_seqlens, SymInt batch, bool need_dx, Tensor[] ds) -> Tensor[]");
-  m.def(
-      "cpu_outer(Tensor u, Tensor v, Tensor? cu_seqlens, SymInt batch, bool per_sample, ScalarType dtype) -> Tensor");
+      "float scaling, Tensor? cu_seqlens, SymInt batch, int n_a, Tensor[] ds) -> Tensor[]");
+  m.def("cpu_outer(Tensor u, Tensor v, Tensor? cu_seqlens, SymInt batch, bool per_sample, ScalarType dtype) -> Tensor");
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

@@ -16,8 +16,8 @@
 
 namespace cora {
 namespace {
-#include "simd_avx2.h"
 #include "microkernel.h"
+#include "simd_avx2.h"
 }  // namespace
 
 extern const Kernels kernels_avx2;

@@ -8,7 +8,8 @@
 #include <utility>
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
@@ -16,8 +17,8 @@
 
 namespace cora {
 namespace {
-#include "simd_avx512.h"
 #include "microkernel.h"
+#include "simd_avx512.h"
 }  // namespace
 
 extern const Kernels kernels_avx512;

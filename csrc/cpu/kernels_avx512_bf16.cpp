@@ -8,7 +8,8 @@
 #include <utility>
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
@@ -17,8 +18,8 @@
 namespace cora {
 namespace {
 #define CORA_BF16_PAIRS
-#include "simd_avx512.h"
 #include "microkernel.h"
+#include "simd_avx512.h"
 }  // namespace
 
 extern const Kernels kernels_avx512_bf16;

@@ -10,7 +10,8 @@ namespace {
 // A row block's operands stay in L2 (1 MiB on Zen 4 and later, 1.25 MiB and up on Intel servers) beside a panel of W.
 constexpr int64_t kBlockBytes = 384 * 1024;
 constexpr int64_t kMaxBlockRows = 128;
-// With fewer rows than this for every thread, threads share the columns instead: each then reads its own part of W once.
+// With fewer rows than this for every thread, threads share the columns instead: each then reads its own part of W
+// once.
 constexpr int64_t kMinRowsPerThread = 64;
 
 int64_t panels_of(int64_t cols) { return (cols + kTileCols - 1) / kTileCols; }
@@ -109,12 +110,16 @@ class BlockWorker {
     for (const Shrink& shrink : gemm_.shrinks) {
       rounded_s_.push_back(low_ == Panel::kPairs ? take(max_rows_ * round_up(shrink.rank, 2) * 2) : nullptr);
     }
-    for (const Rows& rows : gemm_.operands) shrink_panels_.push_back(take(panel_bytes(low_, rows.depth)));
+    for (const Rows& rows : gemm_.operands)
+      shrink_panels_.push_back(take(panel_bytes(low_, rows.depth)));
     size_t expands = 0;
     int64_t rank = 0;
-    for (const Output& output : gemm_.outputs) expands = std::max(expands, output.expands.size());
-    for (const Shrink& shrink : gemm_.shrinks) rank = std::max(rank, shrink.rank);
-    for (size_t i = 0; i < expands; ++i) expand_panels_.push_back(take(panel_bytes(low_, rank)));
+    for (const Output& output : gemm_.outputs)
+      expands = std::max(expands, output.expands.size());
+    for (const Shrink& shrink : gemm_.shrinks)
+      rank = std::max(rank, shrink.rank);
+    for (size_t i = 0; i < expands; ++i)
+      expand_panels_.push_back(take(panel_bytes(low_, rank)));
     operands_.resize(gemm_.operands.size());
     packed_sample_.resize(expands);
     return bytes;
@@ -155,7 +160,8 @@ class BlockWorker {
       const int64_t bytes = gemm_.operands[i].depth * row_bytes_;
       for (int64_t row = begin; row < end; ++row) {
         const char* data = operands_[i].data + (row - begin_) * operands_[i].stride * row_bytes_;
-        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(data + b, 0, 2);
+        for (int64_t b = 0; b < bytes; b += 64)
+          __builtin_prefetch(data + b, 0, 2);
       }
     }
   }
@@ -201,7 +207,8 @@ class BlockWorker {
         to.data = static_cast<char*>(output.data) + (start * output.cols + col) * size_of(gemm_.dtype);
         strips_.clear();
         add_expands(output, sample, start, col, cols);
-        tile()(stop - start, cols, nullptr, 0, strips_.data(), strips_.size(), true, c_ + (start - row) * kTileCols, &to);
+        tile()(stop - start, cols, nullptr, 0, strips_.data(), strips_.size(), true, c_ + (start - row) * kTileCols,
+               &to);
         start = stop;
       }
     }
@@ -243,7 +250,8 @@ class BlockWorker {
 
 int64_t rows_per_block(const LowRankGemm& gemm, int64_t threads) {
   int64_t bytes = 0;
-  for (const Rows& rows : gemm.operands) bytes += rows.depth * size_of(gemm.dtype);
+  for (const Rows& rows : gemm.operands)
+    bytes += rows.depth * size_of(gemm.dtype);
   const int64_t fit = std::clamp<int64_t>(kBlockBytes / std::max<int64_t>(bytes, 1), kTileRows, kMaxBlockRows);
   // Equal blocks, as many for each thread.
   const int64_t rounds = at::divup(gemm.segments.rows, fit * threads);
@@ -257,7 +265,8 @@ void run(const LowRankGemm& gemm, const Kernels& kernels) {
   if (rows == 0) return;
   const int64_t threads = at::get_num_threads();
   int64_t panels = 0;
-  for (const Output& output : gemm.outputs) panels += panels_of(output.cols);
+  for (const Output& output : gemm.outputs)
+    panels += panels_of(output.cols);
 
   if (panels == 0 || threads == 1 || rows >= threads * kMinRowsPerThread) {
     const int64_t block = rows_per_block(gemm, threads);

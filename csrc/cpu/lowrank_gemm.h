@@ -1,5 +1,5 @@
-// The one shape of work behind forward, backward and shrink: products of row operands with a frozen, packed matrix, plus
-// low-rank products whose inner factor S is itself computed here.
+// The one shape of work behind forward, backward and shrink: products of row operands with a frozen, packed matrix,
+// plus low-rank products whose inner factor S is itself computed here.
 //
 //     S_a = scale · Σ_t rows_t · F_t[sample]            (F_t: A in the forward, Bᵀ in the backward)
 //     out = Σ_b rows_b · panels_b + Σ_l S_l · E_l[sample] + bias

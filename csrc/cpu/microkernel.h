@@ -1,15 +1,15 @@
-// The micro-kernels, written once over the vector type that simd_*.h defines. Every kernels_*.cpp includes this file in a
-// target region and an unnamed namespace, so one binary holds all instruction sets. No std function is called here: its
-// instantiation would be shared by all of them and might carry the wrong instructions.
+// The micro-kernels, written once over the vector type that simd_*.h defines. Every kernels_*.cpp includes this file in
+// a target region and an unnamed namespace, so one binary holds all instruction sets. No std function is called here:
+// its instantiation would be shared by all of them and might carry the wrong instructions.
 
 template <class A, class B>
 constexpr int64_t smaller(A a, B b) {
   return a < b ? a : b;
 }
 
-// What a strip's panel is. A weight's: 48 wide, streamed from L2 once for every eight rows, so asked for kAhead rows early
-// (worth 2 to 5 % on Zen 4). A factor's: as wide as its strip says, and just packed; or rows of x in place, of which the
-// next 48 columns are asked for, the next tile's.
+// What a strip's panel is. A weight's: 48 wide, streamed from L2 once for every eight rows, so asked for kAhead rows
+// early (worth 2 to 5 % on Zen 4). A factor's: as wide as its strip says, and just packed; or rows of x in place, of
+// which the next 48 columns are asked for, the next tile's.
 enum class Role { kWeight, kFactor };
 constexpr int64_t kAhead = 8;
 
@@ -44,7 +44,8 @@ struct Widened {
           b[v] = even_bf16(load(panel + v * kWidth));
         }
         step(rows + k, strip.row_stride, b, acc);
-        for (int v = 0; v < NV; ++v) b[v] = odd_bf16(load(panel + v * kWidth));
+        for (int v = 0; v < NV; ++v)
+          b[v] = odd_bf16(load(panel + v * kWidth));
         step(rows + k + 1, strip.row_stride, b, acc);
       }
     } else {
@@ -63,12 +64,14 @@ struct Widened {
   }
 
   template <int MR, int NV>
-  [[gnu::always_inline]] static void step(const float* rows, int64_t row_stride, const Vec (&b)[NV], Vec (&acc)[MR][NV]) {
+  [[gnu::always_inline]] static void step(const float* rows, int64_t row_stride, const Vec (&b)[NV],
+                                          Vec (&acc)[MR][NV]) {
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
       const Vec a = set1(rows[m * row_stride]);
 #pragma GCC unroll 3
-      for (int v = 0; v < NV; ++v) acc[m][v] = fma(a, b[v], acc[m][v]);
+      for (int v = 0; v < NV; ++v)
+        acc[m][v] = fma(a, b[v], acc[m][v]);
     }
   }
 };
@@ -95,7 +98,8 @@ struct Paired {
         std::memcpy(&pair, rows + m * strip.row_stride + k, sizeof(pair));
         const __m512bh a = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
 #pragma GCC unroll 3
-        for (int v = 0; v < NV; ++v) acc[m][v] = _mm512_dpbf16_ps(acc[m][v], a, b[v]);
+        for (int v = 0; v < NV; ++v)
+          acc[m][v] = _mm512_dpbf16_ps(acc[m][v], a, b[v]);
       }
     }
   }
@@ -148,15 +152,19 @@ void block(const Strip* base, int n_base, const Strip* low, int n_low, bool add,
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 3
-    for (int v = 0; v < NV; ++v) acc[m][v] = add ? load(tile + m * kTileCols + v * kWidth) : zero();
+    for (int v = 0; v < NV; ++v)
+      acc[m][v] = add ? load(tile + m * kTileCols + v * kWidth) : zero();
   }
-  for (int i = 0; i < n_base; ++i) Base::accumulate(base[i], acc, row0, col0);
-  for (int i = 0; i < n_low; ++i) Low::accumulate(low[i], acc, row0, col0);
+  for (int i = 0; i < n_base; ++i)
+    Base::accumulate(base[i], acc, row0, col0);
+  for (int i = 0; i < n_low; ++i)
+    Low::accumulate(low[i], acc, row0, col0);
   if (!to) {
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 3
-      for (int v = 0; v < NV; ++v) store(tile + m * kTileCols + v * kWidth, acc[m][v]);
+      for (int v = 0; v < NV; ++v)
+        store(tile + m * kTileCols + v * kWidth, acc[m][v]);
     }
   } else if (to->in_fp32) {
     store_block<Dtype::kFloat>(acc, *to, row0, col0, cols);
@@ -184,7 +192,7 @@ void tile(int rows, int cols, const Strip* base, int n_base, const Strip* low, i
     for (int row = 0; row < rows; row += kBlockRows) {
       const int mr = smaller(rows - row, kBlockRows);
       Blocks<Base, Low>::table[(mr - 1) * kBlockVecs + nv - 1](base, n_base, low, n_low, add, c, to, row, vec * kWidth,
-                                                          cols);
+                                                               cols);
     }
   }
 }
@@ -194,9 +202,11 @@ void tile(int rows, int cols, const Strip* base, int n_base, const Strip* low, i
 // block[i] = src[row + i, col : col + width], zero outside rows x cols.
 inline void load_block(const Matrix& src, int64_t row, int64_t col, int64_t rows, int64_t cols, Vec (&block)[kWidth]) {
   if (src.col_stride == 1) {
-    for (int i = 0; i < kWidth; ++i) block[i] = i < rows ? load_any(src.at(0, row + i, col), src.dtype, cols) : zero();
+    for (int i = 0; i < kWidth; ++i)
+      block[i] = i < rows ? load_any(src.at(0, row + i, col), src.dtype, cols) : zero();
   } else if (src.row_stride == 1) {
-    for (int i = 0; i < kWidth; ++i) block[i] = i < cols ? load_any(src.at(0, row, col + i), src.dtype, rows) : zero();
+    for (int i = 0; i < kWidth; ++i)
+      block[i] = i < cols ? load_any(src.at(0, row, col + i), src.dtype, rows) : zero();
     transpose(block);
   } else {
     for (int i = 0; i < kWidth; ++i) {
@@ -215,13 +225,15 @@ inline void pack_bf16_rows(const Matrix& src, int64_t depth, int64_t cols, float
   for (int64_t k = 0; k < depth; k += 2, dst += panel_stride) {
     const uint16_t* even = rows + k * src.row_stride;
     const uint16_t* odd = k + 1 < depth ? even + src.row_stride : zeros;
-    for (int64_t col = 0; col < cols; col += kWidth) {
-      // The next panel of the same rows is packed next: its lines come from L3 or memory.
+    // The next panel of the same rows is packed next: its lines come from L3 or memory.
+    for (int64_t col = 0; col < cols; col += 32) {
       __builtin_prefetch(even + kTileCols + col);
       __builtin_prefetch(odd + kTileCols + col);
-      store(dst + col, pair_rows(even + col, odd + col, cols - col));
     }
-    for (int64_t col = round_up(cols, kWidth); col < panel_stride; col += kWidth) store(dst + col, zero());
+    for (int64_t col = 0; col < cols; col += kWidth)
+      store(dst + col, pair_rows(even + col, odd + col, cols - col));
+    for (int64_t col = round_up(cols, kWidth); col < panel_stride; col += kWidth)
+      store(dst + col, zero());
   }
 }
 
@@ -240,11 +252,13 @@ inline void pack(Panel kind, const Matrix& src, int64_t depth, int64_t cols, voi
       load_block(src, k, col, rows, cols > col ? cols - col : 0, block);
       if (kind == Panel::kPairs) {
         float* out = static_cast<float*>(dst) + k / 2 * panel_stride + col;
-        for (int i = 0; i < rows; i += 2) store(out + i / 2 * panel_stride, pair_bf16(block[i], block[i + 1]));
+        for (int i = 0; i < rows; i += 2)
+          store(out + i / 2 * panel_stride, pair_bf16(block[i], block[i + 1]));
       } else {
         const Dtype dtype = kind == Panel::kHalf ? Dtype::kHalf : Dtype::kFloat;
         char* out = static_cast<char*>(dst) + (k * panel_stride + col) * size_of(dtype);
-        for (int i = 0; i < rows; ++i) store_any(out + i * panel_stride * size_of(dtype), dtype, block[i], kWidth);
+        for (int i = 0; i < rows; ++i)
+          store_any(out + i * panel_stride * size_of(dtype), dtype, block[i], kWidth);
       }
     }
   }
@@ -269,7 +283,8 @@ inline void store_transposed(const float* c, int64_t p, int64_t q, Dtype dtype, 
   for (int64_t row = 0; row < p; row += kWidth) {
     for (int64_t col = 0; col < q; col += kWidth) {
       Vec block[kWidth];
-      for (int64_t i = 0; i < kWidth; ++i) block[i] = row + i < p ? load(c + (row + i) * kTileCols + col) : zero();
+      for (int64_t i = 0; i < kWidth; ++i)
+        block[i] = row + i < p ? load(c + (row + i) * kTileCols + col) : zero();
       transpose(block);
       char* out = static_cast<char*>(dst) + (col * dst_stride + row) * size_of(dtype);
       for (int64_t i = 0; i < smaller(kWidth, q - col); ++i) {

@@ -54,18 +54,24 @@ struct Call {
   LowRankGemm gemm;
   Tensors kept;
 
-  Call(const Tensor& rows, const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens, int64_t batch)
+  Call(const Tensor& rows, const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens,
+       int64_t batch)
       : gemm{segments_of(cu_seqlens, batch, rows.size(0)), dtype_of(rows), float(scaling), nullptr, {}, {}, {}} {
-    if (scales) {
-      TORCH_CHECK(scales->dim() == 1 && scales->size(0) == batch, "scaling must be [", batch, "], got ", scales->sizes());
-      gemm.scales = keep(scales->to(at::kFloat).contiguous()).const_data_ptr<float>();
+    if (!scales) return;
+    const Tensor values = scales->to(at::kFloat).contiguous();
+    if (values.dim() == 0) {
+      gemm.scale = *values.const_data_ptr<float>();
+    } else {
+      TORCH_CHECK(values.dim() == 1 && values.size(0) == batch, "scaling must be [", batch, "], got ", values.sizes());
+      gemm.scales = keep(values).const_data_ptr<float>();
     }
   }
 
   const Tensor& keep(Tensor t) { return kept.emplace_back(std::move(t)); }
 
   BaseTerm base(int operand, const Tensor& weight, bool transposed) {
-    return {operand, static_cast<const char*>(keep(packed(weight, transposed, kernels())).const_data_ptr())};
+    return {operand,
+            static_cast<const char*>(keep(packed(weight, transposed, gemm.dtype, kernels())).const_data_ptr())};
   }
 
   // S [rows, rank] computed from terms, or the one given.
@@ -113,7 +119,6 @@ Tensors cpu_forward(const Tensor& x, at::TensorList weights, at::TensorList lora
     const int64_t cols = weights[j].size(0);
     const int a = lora_as.size() == 1 ? 0 : j;
     check_matrix("weight", weights[j], cols, x.size(1));
-    check_dtype("weight", weights[j], x.scalar_type());
     check_factor("lora_b", lora_bs[j], batch, call.gemm.shrinks[a].rank, cols);
     const float* bias = nullptr;
     if (const OptionalTensor& b = biases.get(j)) {
@@ -121,48 +126,57 @@ Tensors cpu_forward(const Tensor& x, at::TensorList weights, at::TensorList lora
       bias = call.keep(b->to(at::kFloat).contiguous()).const_data_ptr<float>();
     }
     out.push_back(at::empty({x.size(0), cols}, x.options()));
-    call.gemm.outputs.push_back({out.back().mutable_data_ptr(), cols, bias, {call.base(0, weights[j], false)},
-                                 {{a, matrix_of(lora_bs[j])}}});
+    call.gemm.outputs.push_back(
+        {out.back().mutable_data_ptr(), cols, bias, {call.base(0, weights[j], false)}, {{a, matrix_of(lora_bs[j])}}});
   }
   run(call.gemm, kernels());
   if (given.empty()) out.insert(out.end(), ss.begin(), ss.end());
   return out;
 }
 
-// dx (if needed), then the computed dss (none where ds is given).
+// dx (if weights and lora_as are given), then the n_a computed dss (none where ds is given).
 Tensors cpu_backward_input(at::TensorList gs, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
-                           const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens, int64_t batch,
-                           bool need_dx, at::TensorList given) {
-  const size_t n = gs.size();
-  TORCH_CHECK(n > 0 && weights.size() == n && lora_bs.size() == n && (lora_as.size() == 1 || lora_as.size() == n) &&
-                  (given.empty() || given.size() == lora_as.size()),
+                           const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens,
+                           int64_t batch, int64_t n_a, at::TensorList given) {
+  const int64_t n = gs.size();
+  const bool need_dx = !weights.empty();
+  const auto fits = [](at::TensorList list, bool wanted, int64_t size) {
+    return int64_t(list.size()) == wanted * size;
+  };
+  TORCH_CHECK(n > 0 && (n_a == 1 || n_a == n) && fits(lora_bs, true, n) && fits(weights, need_dx, n) &&
+                  fits(lora_as, need_dx, n_a) && fits(given, !given.empty(), n_a),
               "the lists of a group must have one length");
   const int64_t rows = gs[0].size(0);
-  const int64_t cols = weights[0].size(1);
   Call call(gs[0], scales, scaling, cu_seqlens, batch);
-  std::vector<std::vector<ShrinkTerm>> terms(lora_as.size());
-  for (size_t j = 0; j < n; ++j) {
-    const int a = lora_as.size() == 1 ? 0 : j;
-    check_rows("grad", gs[j], rows, weights[j].size(0));
+  std::vector<std::vector<ShrinkTerm>> terms(n_a);
+  std::vector<int64_t> ranks(n_a);
+  for (int64_t j = 0; j < n; ++j) {
+    const int64_t a = n_a == 1 ? 0 : j;
+    if (j == a) ranks[a] = lora_bs[j].size(-2);
+    check_rows("grad", gs[j], rows, gs[j].size(1));
     check_dtype("grad", gs[j], gs[0].scalar_type());
-    check_matrix("weight", weights[j], weights[j].size(0), cols);
-    check_dtype("weight", weights[j], gs[0].scalar_type());
-    check_factor("lora_b", lora_bs[j], batch, lora_as[a].size(-1), gs[j].size(1));
+    check_factor("lora_b", lora_bs[j], batch, ranks[a], gs[j].size(1));
     call.gemm.operands.push_back(rows_of(gs[j]));
     if (given.empty()) terms[a].push_back({int(j), matrix_of(lora_bs[j]).transposed()});
   }
   Tensors dss;
-  for (size_t i = 0; i < lora_as.size(); ++i) {
-    check_factor("lora_a", lora_as[i], batch, cols, lora_as[i].size(-1));
-    dss.push_back(call.add_shrink(std::move(terms[i]), lora_as[i].size(-1), given.empty() ? Tensor() : given[i]));
+  for (int64_t a = 0; a < n_a; ++a) {
+    dss.push_back(call.add_shrink(std::move(terms[a]), ranks[a], given.empty() ? Tensor() : given[a]));
   }
   Tensors out;
   if (need_dx) {
+    const int64_t cols = weights[0].size(1);
     Output dx{nullptr, cols, nullptr, {}, {}};
     out.push_back(at::empty({rows, cols}, gs[0].options()));
     dx.data = out.back().mutable_data_ptr();
-    for (size_t j = 0; j < n; ++j) dx.bases.push_back(call.base(j, weights[j], true));
-    for (size_t i = 0; i < lora_as.size(); ++i) dx.expands.push_back({int(i), matrix_of(lora_as[i]).transposed()});
+    for (int64_t j = 0; j < n; ++j) {
+      check_matrix("weight", weights[j], gs[j].size(1), cols);
+      dx.bases.push_back(call.base(j, weights[j], true));
+    }
+    for (int64_t a = 0; a < n_a; ++a) {
+      check_factor("lora_a", lora_as[a], batch, cols, ranks[a]);
+      dx.expands.push_back({int(a), matrix_of(lora_as[a]).transposed()});
+    }
     call.gemm.outputs.push_back(std::move(dx));
   }
   run(call.gemm, kernels());

@@ -11,7 +11,8 @@ namespace {
 // Rows summed in one go, a constant: the order of the sum depends on the segments alone, never on the threads.
 constexpr int64_t kChunk = 256;
 
-// Computes up to `max_panels` panels of 48 columns of `wide` for one sample after another, over the thread's scratch memory.
+// Computes up to `max_panels` panels of 48 columns of `wide` for one sample after another, over the thread's scratch
+// memory.
 class OuterWorker {
  public:
   OuterWorker(const Outer& outer, const Kernels& kernels, int64_t max_panels)
@@ -22,8 +23,7 @@ class OuterWorker {
     const int64_t turned = outer.narrow_cols * kChunk * 4;
     const int64_t panel = panel_bytes(low_, kChunk);
     const int64_t sums = max_panels * sum_size_ * 4;
-    Scratch& scratch =
-        Scratch::of_thread(2 * Scratch::padded(turned) + Scratch::padded(panel) + Scratch::padded(sums));
+    Scratch& scratch = Scratch::of_thread(2 * Scratch::padded(turned) + Scratch::padded(panel) + Scratch::padded(sums));
     turned_ = scratch.take(turned);
     rounded_ = scratch.take(turned);
     panel_ = scratch.take(panel);

@@ -13,9 +13,12 @@ inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
-inline Vec load_half(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline Vec load_half(const uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 
-// The first n lanes, the others zero; n may exceed the width. AVX2 has no masks for 16-bit lanes: a copy serves the edge.
+// The first n lanes, the others zero; n may exceed the width. AVX2 has no masks for 16-bit lanes: a copy serves the
+// edge.
 template <class T>
 struct Edge {
   T lanes[kWidth] = {};
@@ -69,7 +72,9 @@ inline void store_bits(uint16_t* p, __m128i bits, int64_t n) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(edge.lanes), bits);
   edge.to(p, n);
 }
-inline void store_half(uint16_t* p, Vec v, int64_t n) { store_bits(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT), n); }
+inline void store_half(uint16_t* p, Vec v, int64_t n) {
+  store_bits(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT), n);
+}
 inline void store_bf16(uint16_t* p, Vec v, int64_t n) {
   const __m256i bits = bf16_bits(v);
   store_bits(p, _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1)), n);

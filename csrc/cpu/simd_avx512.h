@@ -16,7 +16,9 @@ inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
-inline Vec load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline Vec load_half(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 
 // The first n lanes, the others zero; n may exceed the width.
 inline Vec load(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
@@ -70,7 +72,9 @@ inline void store_bits(uint16_t* p, __m256i bits, int64_t n) {
   if (n >= kWidth) return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
   _mm256_mask_storeu_epi16(p, first(n), bits);
 }
-inline void store_half(uint16_t* p, Vec v, int64_t n) { store_bits(p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT), n); }
+inline void store_half(uint16_t* p, Vec v, int64_t n) {
+  store_bits(p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT), n);
+}
 inline void store_bf16(uint16_t* p, Vec v, int64_t n) { store_bits(p, to_bf16(v), n); }
 
 // Four rounds, each swapping the off-diagonal halves of ever larger 2 x 2 blocks.

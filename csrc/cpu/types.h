@@ -76,7 +76,9 @@ struct Destination {
 enum class Panel : int8_t { kFloat, kHalf, kPairs };
 
 inline int64_t panel_bytes(Panel kind, int64_t depth, int64_t cols = kTileCols) {
-  return kind == Panel::kFloat ? depth * cols * 4 : kind == Panel::kHalf ? depth * cols * 2 : (depth + 1) / 2 * cols * 4;
+  return kind == Panel::kFloat  ? depth * cols * 4
+         : kind == Panel::kHalf ? depth * cols * 2
+                                : (depth + 1) / 2 * cols * 4;
 }
 
 }  // namespace cora

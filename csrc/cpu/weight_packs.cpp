@@ -20,12 +20,14 @@ struct Place {
   Matrix weight;
   int64_t rows, cols;
   bool transposed;
+  Panel kind;
   const Kernels* kernels;
 
   bool operator==(const Place& other) const {
     return weight.data == other.weight.data && weight.dtype == other.weight.dtype &&
            weight.row_stride == other.weight.row_stride && weight.col_stride == other.weight.col_stride &&
-           rows == other.rows && cols == other.cols && transposed == other.transposed && kernels == other.kernels;
+           rows == other.rows && cols == other.cols && transposed == other.transposed && kind == other.kind &&
+           kernels == other.kernels;
   }
 };
 
@@ -55,8 +57,8 @@ Store& store() {
   return store;
 }
 
-// A fingerprint of 64 elements spread over the matrix. Writes through `.data` (adapters are merged so) leave the version
-// alone; this notices those that touch more than a few elements.
+// A fingerprint of 64 elements spread over the matrix. Writes through `.data` (adapters are merged so) leave the
+// version alone; this notices those that touch more than a few elements.
 uint64_t sample_of(const Place& place) {
   constexpr int64_t kSamples = 64;
   uint64_t hash = 0;
@@ -73,15 +75,14 @@ at::Tensor pack(const Place& place) {
   const Matrix source = place.transposed ? place.weight : place.weight.transposed();
   const int64_t depth = place.transposed ? place.rows : place.cols;
   const int64_t cols = place.transposed ? place.cols : place.rows;
-  const Panel kind = base_panel(source.dtype);
   const int64_t panels = at::divup(cols, kTileCols);
-  const int64_t bytes = panel_bytes(kind, depth);
+  const int64_t bytes = panel_bytes(place.kind, depth);
   at::Tensor out = at::empty({panels * bytes}, at::kByte);
   char* data = static_cast<char*>(out.data_ptr());
   at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
     for (int64_t panel = first; panel < last; ++panel) {
       const int64_t col = panel * kTileCols;
-      place.kernels->pack(kind, source.block(0, 0, col), depth, std::min<int64_t>(cols - col, kTileCols),
+      place.kernels->pack(place.kind, source.block(0, 0, col), depth, std::min<int64_t>(cols - col, kTileCols),
                           data + panel * bytes, kTileCols);
     }
   });
@@ -90,8 +91,8 @@ at::Tensor pack(const Place& place) {
 
 }  // namespace
 
-at::Tensor packed(const at::Tensor& weight, bool transposed, const Kernels& kernels) {
-  const Place place{matrix_of(weight), weight.size(0), weight.size(1), transposed, &kernels};
+at::Tensor packed(const at::Tensor& weight, bool transposed, Dtype rows, const Kernels& kernels) {
+  const Place place{matrix_of(weight), weight.size(0), weight.size(1), transposed, base_panel(rows), &kernels};
   // An inference tensor counts no versions.
   if (!store().keep || weight.is_inference()) return pack(place);
 
@@ -134,7 +135,8 @@ int64_t packs_bytes() {
   std::erase_if(store().owners, [](const auto& entry) { return entry.second.owner.expired(); });
   int64_t bytes = 0;
   for (const auto& [_, packs] : store().owners) {
-    for (const Pack& pack : packs.packs) bytes += pack.panels.nbytes();
+    for (const Pack& pack : packs.packs)
+      bytes += pack.panels.nbytes();
   }
   return bytes;
 }
