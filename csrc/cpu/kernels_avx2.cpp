@@ -16,8 +16,9 @@
 
 namespace cora {
 namespace {
-#include "microkernel.h"
 #include "simd_avx2.h"
+
+#include "microkernel.h"
 }  // namespace
 
 extern const Kernels kernels_avx2;

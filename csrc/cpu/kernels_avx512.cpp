@@ -17,8 +17,9 @@
 
 namespace cora {
 namespace {
-#include "microkernel.h"
 #include "simd_avx512.h"
+
+#include "microkernel.h"
 }  // namespace
 
 extern const Kernels kernels_avx512;

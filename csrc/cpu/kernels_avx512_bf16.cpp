@@ -18,8 +18,9 @@
 namespace cora {
 namespace {
 #define CORA_BF16_PAIRS
-#include "microkernel.h"
 #include "simd_avx512.h"
+
+#include "microkernel.h"
 }  // namespace
 
 extern const Kernels kernels_avx512_bf16;
