@@ -23,8 +23,8 @@ _LAST_SECOND = 100_000_000_000  # the year 5138: larger timestamps are not in se
 class Interactions:
     """What users did, in time order, and what the items are called.
 
-    frame: user_id, item_id (int64 or str, as in the source), label (int64, 0 or 1), timestamp (int64, seconds since 1970),
-        `rating` (float64) where the source has one, `split` ("train", "valid", "test") where the source is already split.
+    frame: user_id, item_id (int64 or str, as in the source), label (int64, 0 or 1), timestamp (int64, seconds since
+        1970), `rating` (float64) where the source has one, `split` ("train", "valid", "test") where it is already split.
     titles: item_id → title, for every item of the frame (and maybe more).
     """
 
@@ -42,8 +42,8 @@ def load_interactions(source: str | os.PathLike[str], positive_rating: float = 4
     timestamp: seconds since 1970, or a date. Ids made of digits in text files become int64; all others stay str.
     A repeated (user, item, timestamp) is one event: the last row counts, and the number dropped is warned of.
 
-    Raises FileNotFoundError if there is nothing at `source`; ValueError, naming file and column, for a missing column, no
-    rows, a missing or duplicate id, an item without title, and values that are no number, label or time.
+    Raises FileNotFoundError if there is nothing at `source`; ValueError, naming file and column, for a missing column,
+    no rows, a missing or duplicate id, an item without title, and values that are no number, label or time.
     """
     name = os.fspath(source)
     path = NAMED_DATA[name]() if name in NAMED_DATA else Path(source)
@@ -101,7 +101,9 @@ def _read_recbole(inter: Path) -> tuple[pd.DataFrame, dict[Hashable, str]]:
     items = _atomic(item)
     title = next((c for c in items if c in ("title", "name") or c.endswith(("_title", "_name"))), None)
     if "item_id" not in items or title is None:
-        raise ValueError(f"{item}: expected the columns item_id and title (or movie_title, name ...), found {list(items)}")
+        raise ValueError(
+            f"{item}: expected the columns item_id and title (or movie_title, name ...), found {list(items)}"
+        )
     names = items[title].str.strip()
     if "release_year" in items:
         year = items["release_year"].str.strip()
@@ -121,7 +123,9 @@ def _atomic(path: Path) -> pd.DataFrame:
     rows = _text_table(path, sep="\t", quoting=csv.QUOTE_NONE)
     untyped = [c for c in rows if c.rpartition(":")[2] not in ("token", "token_seq", "float", "float_seq")]
     if untyped:
-        raise ValueError(f"{path}: a header of `name:type` expected (token, token_seq, float, float_seq), found {untyped}")
+        raise ValueError(
+            f"{path}: a header of `name:type` expected (token, token_seq, float, float_seq), found {untyped}"
+        )
     return rows.rename(columns=lambda c: c.rpartition(":")[0])
 
 
@@ -138,9 +142,13 @@ def _read_tables(parts: dict[str, Path], path: Path) -> tuple[pd.DataFrame, dict
     named = rows[["item_id", "title"]].drop_duplicates()
     conflicting = named.loc[named["item_id"].duplicated(), "item_id"].tolist()
     if conflicting:
-        raise ValueError(f"{path}: an item_id must have one title, {len(conflicting)} have several, for example {conflicting[:3]}")
+        raise ValueError(
+            f"{path}: an item_id must have one title, {len(conflicting)} have several, for example {conflicting[:3]}"
+        )
     named = named[named["title"].notna()]
-    return rows.drop(columns="title"), dict(zip(named["item_id"].tolist(), named["title"].astype(str).tolist(), strict=True))
+    return rows.drop(columns="title"), dict(
+        zip(named["item_id"].tolist(), named["title"].astype(str).tolist(), strict=True)
+    )
 
 
 def _text_table(path: Path, sep: str = ",", quoting: int = csv.QUOTE_MINIMAL) -> pd.DataFrame:
@@ -188,17 +196,23 @@ def _numbers(column: pd.Series, path: Path) -> pd.Series:
     numbers = pd.to_numeric(column, errors="coerce").astype(np.float64)
     bad = ~np.isfinite(numbers)
     if bad.any():
-        raise ValueError(f"{path}: {column.name} must be a number, {int(bad.sum())} are not, for example {column[bad].iloc[0]!r}")
+        raise ValueError(
+            f"{path}: {column.name} must be a number, {int(bad.sum())} are not, for example {column[bad].iloc[0]!r}"
+        )
     return numbers
 
 
 def _seconds(column: pd.Series, path: Path) -> pd.Series:
     """Seconds since 1970 as int64, from numbers of seconds or from dates (without a zone: UTC)."""
-    numeric = pd.api.types.is_numeric_dtype(column.dtype) or pd.to_numeric(column.iloc[:1], errors="coerce").notna().all()
+    numeric = (
+        pd.api.types.is_numeric_dtype(column.dtype) or pd.to_numeric(column.iloc[:1], errors="coerce").notna().all()
+    )
     if numeric:
         seconds = np.floor(_numbers(column, path)).astype(np.int64)
         if seconds.abs().max() >= _LAST_SECOND:
-            raise ValueError(f"{path}: timestamp must be in seconds since 1970, got {seconds.abs().max()} (milliseconds?)")
+            raise ValueError(
+                f"{path}: timestamp must be in seconds since 1970, got {seconds.abs().max()} (milliseconds?)"
+            )
         return seconds
     times = pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601")
     if times.isna().any():

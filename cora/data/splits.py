@@ -107,8 +107,8 @@ def _second(name: str, date: str | None) -> int:
 def add_histories(splits: Splits, max_history: int = 10) -> Splits:
     """The same splits with a column `history`: list of the item_ids that the row's user liked before, oldest first.
 
-    Holds the user's newest `max_history` rows with label 1 and a timestamp strictly before the row's own, from all parts
-    (what is past at test time includes train and valid), never the row's own item.
+    Holds the user's newest `max_history` rows with label 1 and a timestamp strictly before the row's own, from all
+    parts (what is past at test time includes train and valid), never the row's own item.
     Raises ValueError for max_history < 0.
     """
     if max_history < 0:

@@ -1,0 +1,167 @@
+"""User and item vectors from any collaborative filtering model, with the ids they belong to."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cora.saving import write_files
+
+Ids = Tensor | Sequence[int] | Sequence[str]
+_TENSORS = ("user_ids", "item_ids", "users", "items")
+
+
+class CollaborativeEmbeddings:
+    """e_u = users[row of u], e_i = items[row of i]; an id without a row has the mean of all rows.
+
+    user_ids, item_ids: integers (int64 tensor or list) or str, unique; users: [U, d], items: [I, d], float, on the CPU.
+    Row U of users (I of items) stands for the mean: `lookup_users` and `lookup_items` give it for unknown ids, and
+    whoever keeps the matrices appends it.
+
+    Raises ValueError for duplicate or missing ids, shapes that do not fit, no rows, and values that are not finite;
+    TypeError for ids that are neither all integers nor all str, and for matrices that are not float.
+    """
+
+    def __init__(self, user_ids: Ids, item_ids: Ids, users: Tensor, items: Tensor) -> None:
+        self.users = _checked("users", users)
+        self.items = _checked("items", items)
+        if users.shape[1] != items.shape[1]:
+            raise ValueError(f"users and items must have one width, got {users.shape[1]} and {items.shape[1]}")
+        self._user_rows = _Rows("user", user_ids, len(users))
+        self._item_rows = _Rows("item", item_ids, len(items))
+
+    @property
+    def user_ids(self) -> list[int] | list[str]:
+        """The id of each row of `users`."""
+        return self._user_rows.ids
+
+    @property
+    def item_ids(self) -> list[int] | list[str]:
+        """The id of each row of `items`."""
+        return self._item_rows.ids
+
+    def lookup_users(self, ids: Ids) -> Tensor:
+        """int64 [n]: the row of each id, U for those unknown, which are warned of, each id once.
+
+        Raises TypeError for str where the embeddings have integers, and the other way round.
+        """
+        return self._user_rows.lookup(ids)
+
+    def lookup_items(self, ids: Ids) -> Tensor:
+        """int64 [n]: the row of each id, I for those unknown, which are warned of, each id once.
+
+        Raises TypeError for str where the embeddings have integers, and the other way round.
+        """
+        return self._item_rows.lookup(ids)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a safetensors file: users [U, d], items [I, d], user_ids and item_ids (int64 [n], or uint8 [n, bytes]
+        of UTF-8 text with zeros behind it). The file appears whole or not at all."""
+        tensors = {
+            "user_ids": _pack(self.user_ids),
+            "item_ids": _pack(self.item_ids),
+            "users": self.users.contiguous(),
+            "items": self.items.contiguous(),
+        }
+        path = Path(path)
+        write_files(path.parent, {path.name: lambda file: save_file(tensors, file)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CollaborativeEmbeddings":
+        """Reads a file as `save` writes it, made by whatever program.
+
+        Raises FileNotFoundError if there is none; ValueError, naming the file, if it holds anything else.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no file of collaborative embeddings there")
+        try:
+            with safe_open(path, framework="pt") as file:
+                missing = [name for name in _TENSORS if name not in file.keys()]
+                if missing:
+                    raise ValueError(f"{path}: missing tensor {', '.join(missing)}; found {sorted(file.keys())}")
+                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file ({error})") from None
+        try:
+            user_ids, item_ids = (_unpack(name, tensors[name]) for name in _TENSORS[:2])
+            return cls(user_ids, item_ids, tensors["users"], tensors["items"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+class _Rows:
+    """Which row belongs to which id."""
+
+    def __init__(self, kind: str, ids: Ids, rows: int) -> None:
+        self.kind = kind
+        self.ids, self._is_text = _as_list(f"{kind}_ids", ids)
+        if len(self.ids) != rows:
+            raise ValueError(f"{kind}_ids: expected {rows}, one for each row of {kind}s, got {len(self.ids)}")
+        self._row = {one: row for row, one in enumerate(self.ids)}
+        if len(self._row) != rows:
+            repeated = [one for row, one in enumerate(self.ids) if self._row[one] != row]
+            raise ValueError(f"{kind}_ids: must be unique, {len(repeated)} repeated, for example {repeated[:3]}")
+        self._reported: set[int | str] = set()
+
+    def lookup(self, ids: Ids) -> Tensor:
+        wanted, is_text = _as_list(f"{self.kind}_ids", ids)
+        if wanted and is_text != self._is_text:
+            expected, got = ("str", "integers") if self._is_text else ("integers", "str")
+            raise TypeError(f"{self.kind}_ids: the embeddings have {expected}, got {got} such as {wanted[0]!r}")
+        rows = [self._row.get(one, len(self.ids)) for one in wanted]
+        new = {one for one, row in zip(wanted, rows, strict=True) if row == len(self.ids)} - self._reported
+        if new:
+            self._reported |= new
+            warnings.warn(
+                f"{len(new)} unknown {self.kind} ids get the mean embedding, for example {sorted(new)[:5]}",  # type: ignore[type-var]
+                stacklevel=3,
+            )
+        return torch.tensor(rows, dtype=torch.int64)
+
+
+def _as_list(name: str, ids: Ids) -> tuple[list, bool]:
+    """The ids as Python int or str, and whether they are str."""
+    if isinstance(ids, Tensor) and (ids.dim() != 1 or ids.is_floating_point()):
+        raise TypeError(f"{name}: expected an integer tensor [n], got {ids.dtype} {list(ids.shape)}")
+    listed = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    is_text = all(isinstance(one, str) for one in listed)
+    if not is_text and not all(isinstance(one, int) for one in listed):
+        odd = next((one for one in listed if not isinstance(one, int)), None)
+        raise TypeError(f"{name}: expected all integers or all str, got {type(odd).__name__} {odd!r} among others")
+    return listed, is_text and bool(listed)
+
+
+def _checked(name: str, matrix: Tensor) -> Tensor:
+    if not matrix.is_floating_point():
+        raise TypeError(f"{name}: expected a float matrix, got {matrix.dtype}")
+    if matrix.dim() != 2 or 0 in matrix.shape:
+        raise ValueError(f"{name}: expected [rows, d] with at least one row, got {list(matrix.shape)}")
+    bad = int((~matrix.isfinite()).any(1).sum())
+    if bad:
+        raise ValueError(f"{name}: {bad} of {len(matrix)} rows hold values that are not finite")
+    return matrix.detach().cpu()
+
+
+def _pack(ids: list[int] | list[str]) -> Tensor:
+    if not isinstance(ids[0], str):
+        return torch.tensor(ids, dtype=torch.int64)
+    encoded = [str(one).encode() for one in ids]
+    width = max(len(one) for one in encoded)
+    return torch.frombuffer(bytearray(b"".join(one.ljust(width, b"\0") for one in encoded)), dtype=torch.uint8).view(
+        len(ids), width
+    )
+
+
+def _unpack(name: str, ids: Tensor) -> Ids:
+    if ids.dtype == torch.int64 and ids.dim() == 1:
+        return ids
+    if ids.dtype == torch.uint8 and ids.dim() == 2:
+        return [bytes(row).rstrip(b"\0").decode() for row in ids.tolist()]
+    raise ValueError(
+        f"{name}: expected int64 [n], or uint8 [n, bytes] of UTF-8 text, got {ids.dtype} {list(ids.shape)}"
+    )
