@@ -24,7 +24,7 @@ class Interactions:
     """What users did, in time order, and what the items are called.
 
     frame: user_id, item_id (int64 or str, as in the source), label (int64, 0 or 1), timestamp (int64, seconds since
-        1970), `rating` (float64) where the source has one, `split` ("train", "valid", "test") where it is already split.
+        1970), `rating` (float64) if the source has one, `split` ("train", "valid", "test") if it is already split.
     titles: item_id → title, for every item of the frame (and maybe more).
     """
 

