@@ -67,7 +67,7 @@ class LoRALinear(nn.Module):
                     f"{self.name}: no deltas are set; call set_deltas first, "
                     "set_deltas(None) for the base model's output"
                 )
-            return self.base.forward(x)
+            return cast(Tensor, self.base.forward(x))
         if x.dim() != 3:
             raise ValueError(
                 f"{self.name}: expected x of shape [B, T, {self.in_features}], got {list(x.shape)}: a linear that does "

@@ -1,6 +1,7 @@
 """The published generator: learned queries read the pair's embeddings through the blocks of BLIP-2's Q-Former."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class QFormerGenerator(nn.Module):
             )
         )
         self.heads = LoRAHeads(width, widths, config.r)
-        for layer in self.qformer.encoder.layer:
+        for layer in cast(Any, self.qformer.encoder.layer):
             _freeze_idle(layer.attention.attention, keys=config.num_queries)
             _freeze_idle(layer.crossattention.attention, keys=1 if joint else 2)
 

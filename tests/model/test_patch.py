@@ -4,16 +4,19 @@ import contextlib
 import gc
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import cora
 from cora.layer import LoRALinear
+from cora_kernels import use_backend
 
 IDS = torch.randint(3, 101, (3, 7), generator=torch.Generator().manual_seed(1))
 
@@ -41,7 +44,7 @@ def test_zero_deltas_give_the_base_output_bit_for_bit(
     base: PreTrainedModel, targets: Any, make_deltas: Any, dtype: torch.dtype
 ) -> None:
     base.to(dtype)
-    with torch.no_grad():
+    with torch.no_grad(), use_backend("chain"):  # which adds x·Wᵀ by the GEMM of nn.Linear; others sum in another order
         before = logits(base)
         patch = cora.patch(base, targets(base))
         patch.set_deltas({name: (a, torch.zeros_like(b), s) for name, (a, b, s) in make_deltas(patch, 3).items()})
@@ -295,6 +298,7 @@ def test_checkpointing_gives_the_same_gradients(base: PreTrainedModel, targets: 
             base.activation_checkpointing_enable({"use_reentrant": False})
         patch.set_deltas(deltas)
         gradients.append(torch.autograd.grad(logits(base).square().mean(), leaves))
+        assert all(group._held is None for group in patch._groups)
     for plain, again in zip(*gradients, strict=True):
         assert torch.equal(plain, again)
         assert plain.abs().max() > 0
@@ -343,20 +347,38 @@ def test_inference_mode(make_base: Any, make_deltas: Any) -> None:
         assert torch.equal(logits(base), expected)
 
 
-def test_compiled_model(make_base: Any, make_deltas: Any) -> None:
+def test_compiled_whole_and_not_again_for_another_batch(make_base: Any, make_deltas: Any) -> None:
     base = make_base("llama", num_hidden_layers=1).requires_grad_(False)
     patch = cora.patch(base)
-    compiled = torch.compile(base, backend="aot_eager")
-    for batch in (2, 3):
-        deltas = make_deltas(patch, batch)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(base, backend=counter, fullgraph=True)
+    frames = []
+    for batch, length, scaling in [(2, 7, 0.5), (3, 7, 0.5), (4, 6, 0.7), (5, 5, 0.9), (3, 4, 0.3)]:
+        deltas = make_deltas(patch, batch, scaling=scaling)
         leaves = [t for a, b, _ in deltas.values() for t in (a, b)]
         patch.set_deltas(deltas)
+        ids = torch.randint(3, 101, (batch, length))
         results = []
         for model in (base, compiled):
-            out = logits(model, IDS[:batch])
+            out = logits(model, ids)
             results.append((out.detach(), *torch.autograd.grad(out.square().mean(), leaves)))
         for eager, traced in zip(*results, strict=True):
             torch.testing.assert_close(traced, eager, atol=1e-6, rtol=1e-5)
+        frames.append(counter.frame_count)
+    assert frames[2:] == frames[2:3] * 3, "sizes and the scaling are dynamic from the third call on"
+
+
+def test_threads_may_share_a_patched_model(make_base: Any, make_deltas: Any) -> None:
+    base = make_base("llama")
+    patch = cora.patch(base)
+    patch.set_deltas(make_deltas(patch, None))
+    inputs = [torch.randint(3, 101, (2, 5)) for _ in range(24)]
+    with torch.no_grad():
+        expected = [logits(base, ids) for ids in inputs]
+        call = torch.no_grad()(lambda ids: logits(base, ids))
+        with ThreadPoolExecutor(4) as pool:
+            for ours, alone in zip(pool.map(call, inputs), expected, strict=True):
+                torch.testing.assert_close(ours, alone, atol=1e-6, rtol=1e-5)
 
 
 def test_a_linear_under_two_names_is_patched_under_both(make_deltas: Any) -> None:

@@ -1,0 +1,326 @@
+"""CoRAModel: a frozen causal LM, patched, with the generator and the matrices P that adapt it to a user and an item."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from cora.collaborative import CollaborativeEmbeddings
+from cora.config import CoRAConfig
+from cora.data.sources import smollm2_135m
+from cora.deltas import Delta
+from cora.generators import build_generator
+from cora.head import AnswerHead
+from cora.inputs import Ids, as_list, check_batch, last_positions, position_ids, repeated
+from cora.layer import LoRALinear
+from cora.patch import patch
+from cora.saving import misfit, write_files
+
+_NAMED_MODELS = {"smollm2-135m": smollm2_135m}
+_CONFIG, _WEIGHTS, _EMBEDDINGS = "config.json", "model.safetensors", "embeddings.safetensors"
+
+
+@dataclass
+class CoRAOutput(ModelOutput):
+    """loss [] fp32 where labels were given; logits [B] fp32, the score of each sample, above 0 for yes."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class CoRAModel(nn.Module):
+    """y = x·Wᵀ + (alpha / r) · (x·A(u, i)) · P in every adapted linear of a frozen language model.
+
+    A(u, i) [B, width, r] comes from the generator, which reads the frozen embeddings e_u, e_i (each table centred and
+    scaled to unit mean square, so that unknown ids, which have the mean row, give zeros); one A serves all linears of
+    one input width. P [r, out] is one zero parameter per linear, so the model starts as the base model. Generator and
+    P are fp32 and alone are trained, whatever the base model's dtype.
+
+    Dropout: the published layer drops features of x in the low-rank path. Here the rows of A are dropped, [B, width,
+    1], once per forward and for each group of linears that share an input: the same as dropping features of x with
+    one mask for all positions of a sample, at no pass over x, and the same when activation checkpointing recomputes
+    the layer.
+
+    base_model: a Hugging Face causal LM; it is patched and frozen until `unpatch`. config: needs `answer_ids`
+    (CoRAConfig.with_answer_ids). state_dict holds generator and P only.
+
+    Raises TypeError for a base_model that is no PreTrainedModel, ValueError for a configuration that does not fit it;
+    the base model is then as it was.
+    """
+
+    users: Tensor
+    items: Tensor
+
+    def __init__(self, base_model: PreTrainedModel, config: CoRAConfig, embeddings: CollaborativeEmbeddings) -> None:
+        super().__init__()
+        head_name, head = _check_base(base_model, config)
+        self.config = replace(config, base_model=config.base_model or base_model.config.name_or_path or None)
+        self.embeddings = embeddings
+        self.base = base_model
+        self.patch = patch(base_model, config.target_modules, config.layers)
+        try:
+            if head_name in self.patch.layers:
+                raise ValueError(f"target_modules: {head_name} is the output layer, which CoRA cannot adapt")
+            widths = sorted({layer.in_features for layer in self.patch.layers.values()})
+            self.generator = build_generator(config, embeddings.users.shape[1], widths).to(base_model.device)
+        except Exception:
+            self.patch.remove()
+            raise
+        self.projections = nn.ParameterDict(
+            {
+                _key(name): nn.Parameter(torch.zeros(config.r, layer.out_features, device=layer.weight.device))
+                for name, layer in self.patch.layers.items()
+            }
+        )
+        for name, table in (("users", embeddings.users), ("items", embeddings.items)):
+            self.register_buffer(name, _standardised(table).to(base_model.device), persistent=False)
+        grouped = {name: names for names in self.patch.groups for name in names}
+        self._inputs = list(dict.fromkeys(grouped.get(name, (name,)) for name in self.patch.layers))
+        self._trainable = [parameter for parameter in base_model.parameters() if parameter.requires_grad]
+        base_model.requires_grad_(False)
+        self._head_name = head_name
+        base_model.set_submodule(head_name, AnswerHead(head, cast("tuple[int, ...]", config.answer_ids)))
+        self._takes_position_ids = "position_ids" in inspect.signature(base_model.forward).parameters
+        self.register_state_dict_post_hook(_drop_base)
+        self.register_load_state_dict_post_hook(_allow_missing_base)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        user_ids: Ids,
+        item_ids: Ids,
+        labels: Tensor | None = None,
+    ) -> CoRAOutput:
+        """The score of each prompt for its user and item, and its loss.
+
+        score = logit(yes) - logit(no), or logit(yes) alone, of the next token after the prompt; loss = mean binary
+        cross-entropy with logits against labels. input_ids [B, T]; attention_mask [B, T] of 0 and 1, padded left or
+        right, None for no padding; user_ids, item_ids: B ids each, int64 tensor or list, as in the embeddings; labels
+        [B] of 0 and 1.
+
+        Raises ValueError for shapes that do not fit, for other labels and for a prompt without tokens.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        check_batch(input_ids, attention_mask, user_ids, item_ids, labels)
+        self._adapt(user_ids, item_ids)
+        positions = {}
+        if self._takes_position_ids:
+            positions["position_ids"] = position_ids(attention_mask)
+        head = self._head
+        head.positions = last_positions(attention_mask)
+        try:
+            answers = self.base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions).logits
+        finally:
+            head.positions = None
+        answers = answers[:, 0].float()
+        logits = answers[:, 0] - answers[:, 1] if answers.shape[1] == 2 else answers[:, 0]
+        loss = None
+        if labels is not None:
+            loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
+        return CoRAOutput(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, user_ids: Ids, item_ids: Ids, **kwargs: Any
+    ) -> Any:
+        """transformers' generate, adapted to the users and items: [B, T] prompts, padded left. KV cache, beams and
+        num_return_sequences work as there; dropout is off."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        check_batch(input_ids, attention_mask, user_ids, item_ids, None)
+        if not bool(attention_mask[:, -1].all()):
+            raise ValueError("attention_mask: expected padding on the left, as generation continues the last position")
+        settings = kwargs.get("generation_config") or self.base.generation_config
+        copies = max(kwargs.get(name) or getattr(settings, name) or 1 for name in ("num_beams", "num_return_sequences"))
+        with self._evaluating():
+            self._adapt(repeated(user_ids, copies), repeated(item_ids, copies))
+            return cast(Any, self.base).generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    @torch.no_grad()
+    def score(
+        self, input_ids: Tensor, attention_mask: Tensor | None, user_ids: Ids, item_ids: Ids, batch_size: int = 32
+    ) -> Tensor:
+        """The logits of `forward` for any number of prompts, [N] fp32: in batches of prompts of similar length, each as
+        wide as its longest prompt, without autograd and dropout. torch.sigmoid makes probabilities of them."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        check_batch(input_ids, attention_mask, user_ids, item_ids, None)
+        scores = torch.empty(len(input_ids), dtype=torch.float32, device=input_ids.device)
+        by_length = attention_mask.sum(1).argsort(stable=True).tolist()
+        with self._evaluating(), tqdm(total=len(by_length), desc="scores", delay=2) as bar:
+            for start in range(0, len(by_length), batch_size):
+                rows = by_length[start : start + batch_size]
+                used = attention_mask[rows].any(0).nonzero()
+                columns = slice(int(used[0]), int(used[-1]) + 1)
+                users, items = ([ids[row] for row in rows] for ids in (as_list(user_ids), as_list(item_ids)))
+                scores[rows] = self(input_ids[rows, columns], attention_mask[rows, columns], users, items).logits
+                bar.update(len(rows))
+        return scores
+
+    def unpatch(self) -> PreTrainedModel:
+        """Gives the base model back as it was before: the very same modules, requires_grad included."""
+        self.patch.remove()
+        head = self.base.get_submodule(self._head_name)
+        if isinstance(head, AnswerHead):
+            self.base.set_submodule(self._head_name, head.head)
+        for parameter in self._trainable:
+            parameter.requires_grad_(True)
+        return self.base
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Recomputes each layer of the base model in backward. Raises ValueError for use_reentrant=True."""
+        options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        if options["use_reentrant"]:
+            raise ValueError("use_reentrant: expected False; reentrant checkpointing loses the gradients of the deltas")
+        self.base.activation_checkpointing_enable(options, **kwargs)
+        # Reentrant checkpointing alone needs the embeddings to require a gradient, which costs the first layer its dx.
+        self.base.disable_input_require_grads()
+
+    def activation_checkpointing_disable(self) -> None:
+        self.base.activation_checkpointing_disable()
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """transformers' older name of `activation_checkpointing_enable`."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.activation_checkpointing_disable()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json, model.safetensors (generator and P) and embeddings.safetensors; the base model by name.
+
+        All are written under other names and renamed when whole.
+        """
+        weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        write_files(
+            Path(folder),
+            {
+                _EMBEDDINGS: self.embeddings.save,
+                _WEIGHTS: lambda path: save_file(weights, path, metadata={"format": "pt"}),
+                _CONFIG: lambda path: path.write_text(self.config.to_json_string(), encoding="utf-8"),
+            },
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, base_model: PreTrainedModel | None = None, **kwargs: Any
+    ) -> "CoRAModel":
+        """Reads what `save_pretrained` wrote, in eval mode. Without base_model, the recorded one is loaded; kwargs
+        (dtype, device_map, …) go to its from_pretrained.
+
+        Raises FileNotFoundError for a missing file, ValueError if the weights do not fit the base model.
+        """
+        folder = Path(folder)
+        if missing := [name for name in (_CONFIG, _WEIGHTS, _EMBEDDINGS) if not (folder / name).is_file()]:
+            raise FileNotFoundError(f"{folder}: not a saved CoRA model, {', '.join(missing)} missing")
+        config = CoRAConfig.load(folder / _CONFIG)
+        if base_model is None:
+            if config.base_model is None:
+                raise ValueError(f"base_model: {folder} does not name its base model; pass it")
+            base_model = AutoModelForCausalLM.from_pretrained(resolve_model(config.base_model), **kwargs)
+        elif kwargs:
+            raise ValueError(f"base_model was passed, so nothing is loaded with {', '.join(kwargs)}")
+        weights = load_file(folder / _WEIGHTS)
+        model = cls(base_model, config, CollaborativeEmbeddings.load(folder / _EMBEDDINGS))
+        if problem := misfit(weights, model.state_dict()):
+            model.unpatch()
+            raise ValueError(f"{folder / _WEIGHTS} does not fit {type(base_model).__name__}: {problem}")
+        model.load_state_dict(weights)
+        return model.eval()
+
+    @property
+    def _head(self) -> AnswerHead:
+        return cast(AnswerHead, self.base.get_submodule(self._head_name))
+
+    def _adapt(self, user_ids: Ids, item_ids: Ids) -> None:
+        """Generates A for each sample and sets it, with P, on the patched linears."""
+        e_u = self.users[self.embeddings.lookup_users(user_ids).to(self.users.device)]
+        e_i = self.items[self.embeddings.lookup_items(item_ids).to(self.items.device)]
+        with torch.autocast(e_u.device.type, enabled=False):
+            generated = self.generator(e_u, e_i)
+        deltas = {}
+        for names in self._inputs:
+            lora_a = generated[self.patch.layers[names[0]].in_features]
+            if self.training and self.config.dropout > 0:
+                lora_a = lora_a * functional.dropout(torch.ones_like(lora_a[..., :1]), self.config.dropout)
+            for name in names:
+                deltas[name] = Delta(lora_a, self.projections[_key(name)], self.config.scaling)
+        self.patch.set_deltas(deltas)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Eval mode, and afterwards every module's own mode again."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def resolve_model(name: str) -> str:
+    """What from_pretrained takes for a model's name: the folder of a named model, fetched on first use, or `name`."""
+    return str(_NAMED_MODELS[name]()) if name in _NAMED_MODELS else name
+
+
+def _check_base(base_model: PreTrainedModel, config: CoRAConfig) -> tuple[str, nn.Linear]:
+    """Name and module of the output layer of a base model that the configuration fits."""
+    if not isinstance(base_model, PreTrainedModel):
+        raise TypeError(f"base_model: expected a transformers causal LM, got {type(base_model).__name__}")
+    head = base_model.get_output_embeddings()
+    name = next((name for name, module in base_model.named_modules() if module is head), None)
+    if isinstance(head, LoRALinear | AnswerHead):
+        raise ValueError(f"base_model: already patched ({name}); unpatch it first")
+    if name is None or type(head) is not nn.Linear:
+        raise ValueError(
+            f"base_model: {type(base_model).__name__} has no plain linear output layer to read answers from"
+        )
+    if config.answer_ids is None:
+        raise ValueError("config: answer_ids is not set; use CoRAConfig.with_answer_ids(tokenizer)")
+    if max(config.answer_ids) >= head.out_features:
+        raise ValueError(
+            f"answer_ids: {max(config.answer_ids)} is outside the model's vocabulary of {head.out_features}"
+        )
+    return name, head
+
+
+def _standardised(table: Tensor) -> Tensor:
+    """The rows, then the mean row for unknown ids: centred, and scaled to unit mean square, in fp32."""
+    centred = table.float() - table.float().mean(0)
+    scaled = centred / centred.square().mean().sqrt().clamp(min=1e-12)
+    return torch.cat([scaled, torch.zeros_like(scaled[:1])])
+
+
+def _key(name: str) -> str:
+    """A module's name as the name of a parameter, which may hold no dot."""
+    return name.replace(".", "/")
+
+
+def _is_base(key: str) -> bool:
+    return key.startswith("base.") or ".base." in key
+
+
+def _drop_base(module: nn.Module, state: dict[str, Tensor], prefix: str, local_metadata: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix + "base.")]:
+        del state[key]
+
+
+def _allow_missing_base(module: nn.Module, incompatible: Any) -> None:
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not _is_base(key)]
