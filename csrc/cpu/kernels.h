@@ -17,6 +17,9 @@ struct Kernels {
   // By the dtype of x: the base strips hold W packed in that dtype, the low strips are in fp32, or in bf16 pairs where
   // bf16_pairs holds and x is bf16.
   TileFn tile[3];
+  // out [cols] = (add ? out : 0) + row [depth] · factor [depth x cols], the factor read in place: its columns are
+  // contiguous.
+  void (*row_product)(const float* row, const Matrix& factor, int64_t depth, int64_t cols, bool add, float* out);
   // Packs src [depth x cols], cols <= 48, into dst; columns up to panel_stride are zero.
   void (*pack)(Panel kind, const Matrix& src, int64_t depth, int64_t cols, void* dst, int64_t panel_stride);
   // Copies `cols` elements into fp32, or rounds them to bf16 if to_bf16; zeroes up to the next even column.

@@ -14,6 +14,12 @@ constexpr int64_t kMaxBlockRows = 128;
 // once.
 constexpr int64_t kMinRowsPerThread = 64;
 
+// Samples of at most this many rows, as in decoding, read their factors in place: packing them would cost more.
+constexpr int64_t kFewRows = 3;
+
+// Their products are computed this much at a time: long stretches of the factors' rows, but no more than stays in L2.
+constexpr int64_t kProductBytes = 256 * 1024;
+
 int64_t panels_of(int64_t cols) { return (cols + kTileCols - 1) / kTileCols; }
 
 template <class Terms>
@@ -29,7 +35,8 @@ class BlockWorker {
         kernels_(kernels),
         max_rows_(max_rows),
         low_(low_panel(gemm.dtype, kernels)),
-        row_bytes_(low_ == Panel::kPairs ? 2 : 4) {
+        row_bytes_(low_ == Panel::kPairs ? 2 : 4),
+        group_panels_(std::max<int64_t>(kProductBytes / (max_rows * kTileCols * 4), 1)) {
     Scratch& scratch = Scratch::of_thread(carve(nullptr));
     carve(&scratch);
   }
@@ -63,7 +70,12 @@ class BlockWorker {
         for (int64_t row = begin_; row < end_;) {
           const int64_t sample = per_sample ? gemm_.segments.find(row) : 0;
           const int64_t stop = per_sample ? std::min(end_, gemm_.segments.end(sample)) : end_;
-          shrink_rows(shrink, sample, row, stop, col);
+          if (in_place(shrink.terms, sample)) {
+            for (; row < stop; ++row)
+              shrink_row(shrink, sample, row, col);
+          } else {
+            shrink_rows(shrink, sample, row, stop, col);
+          }
           row = stop;
         }
       }
@@ -75,8 +87,12 @@ class BlockWorker {
     round_s();
     for (const Output& output : gemm_.outputs) {
       const int64_t panels = panels_of(output.cols);
-      for (int64_t panel = std::max<int64_t>(first, 0); panel < std::min(last, panels); ++panel) {
-        expand_panel(output, panel);
+      const int64_t stop = std::min(last, panels);
+      for (int64_t group = std::max<int64_t>(first, 0); group < stop; group += group_panels_) {
+        const int64_t group_stop = std::min(stop, group + group_panels_);
+        expand_rows_in_place(output, group * kTileCols, std::min(output.cols, group_stop * kTileCols));
+        for (int64_t panel = group; panel < group_stop; ++panel)
+          expand_panel(output, panel, panel - group);
       }
       first -= panels;
       last -= panels;
@@ -91,6 +107,14 @@ class BlockWorker {
 
   bool in_place(const Rows& rows) const {
     return gemm_.dtype == Dtype::kFloat || (low_ == Panel::kPairs && rows.depth % 2 == 0);
+  }
+
+  // Whether this sample's rows are multiplied one by one. Nothing but the sample decides: not the threads, nor the
+  // tile.
+  template <class Terms>
+  bool in_place(const Terms& terms, int64_t sample) const {
+    return gemm_.segments.end(sample) - gemm_.segments.begin(sample) <= kFewRows && any_per_sample(terms) &&
+           std::all_of(terms.begin(), terms.end(), [](const auto& term) { return term.factor.col_stride == 1; });
   }
 
   // Takes the working memory from scratch; with null only adds up its size.
@@ -120,6 +144,11 @@ class BlockWorker {
       rank = std::max(rank, shrink.rank);
     for (size_t i = 0; i < expands; ++i)
       expand_panels_.push_back(take(panel_bytes(low_, rank)));
+    int64_t depth = 0;
+    for (const Rows& rows : gemm_.operands)
+      depth = std::max(depth, rows.depth);
+    row_ = reinterpret_cast<float*>(take(round_up(depth, 2) * 4));
+    products_ = reinterpret_cast<float*>(take(max_rows_ * group_panels_ * kTileCols * 4));
     operands_.resize(gemm_.operands.size());
     packed_sample_.resize(expands);
     return bytes;
@@ -154,6 +183,19 @@ class BlockWorker {
     }
   }
 
+  void shrink_row(const Shrink& shrink, int64_t sample, int64_t row, int64_t col) {
+    const int64_t cols = std::min<int64_t>(shrink.rank - col, kTileCols);
+    for (const ShrinkTerm& term : shrink.terms) {
+      const Rows& rows = gemm_.operands[term.operand];
+      const char* source = static_cast<const char*>(rows.data) + row * rows.stride * size_of(gemm_.dtype);
+      kernels_.convert_row(source, gemm_.dtype, rows.depth, false, row_);
+      kernels_.row_product(row_, term.factor.block(sample, 0, col), rows.depth, cols, &term != &shrink.terms[0], c_);
+    }
+    const float scale = gemm_.scales ? gemm_.scales[sample] : gemm_.scale;
+    for (int64_t j = 0; j < cols; ++j)
+      shrink.s[row * shrink.rank + col + j] = scale * c_[j];
+  }
+
   // The operands are read here for the first time: asks for the rows of the next tile while this one is multiplied.
   void fetch_rows(int64_t begin, int64_t end) const {
     for (size_t i = 0; i < operands_.size(); ++i) {
@@ -178,11 +220,23 @@ class BlockWorker {
     }
   }
 
-  void expand_panel(const Output& output, int64_t panel) {
+  // products = S · E[sample], columns [col, end), for the rows whose factors are read in place.
+  void expand_rows_in_place(const Output& output, int64_t col, int64_t end) {
+    for (int64_t row = begin_; row < end_; ++row) {
+      const int64_t sample = gemm_.segments.find(row);
+      if (!in_place(output.expands, sample)) continue;
+      for (const ExpandTerm& term : output.expands) {
+        const Shrink& shrink = gemm_.shrinks[term.shrink];
+        kernels_.row_product(shrink.s + row * shrink.rank, term.factor.block(sample, 0, col), shrink.rank, end - col,
+                             &term != &output.expands[0], products_ + (row - begin_) * group_panels_ * kTileCols);
+      }
+    }
+  }
+
+  void expand_panel(const Output& output, int64_t panel, int64_t place) {
     const int64_t col = panel * kTileCols;
     const int cols = std::min<int64_t>(output.cols - col, kTileCols);
     const bool per_sample = any_per_sample(output.expands);
-    Destination to{nullptr, output.cols, false, 1.f, output.bias ? output.bias + col : nullptr};
     std::fill(packed_sample_.begin(), packed_sample_.end(), -1);
     for (int64_t row = begin_; row < end_; row += kTileRows) {
       const int rows = std::min<int64_t>(end_ - row, kTileRows);
@@ -192,26 +246,40 @@ class BlockWorker {
         strips_.push_back(strip(base.operand, row, base.panels + panel * bytes, kTileCols));
       }
       const int n_base = strips_.size();
-      int64_t sample = per_sample ? gemm_.segments.find(row) : 0;
-      to.data = static_cast<char*>(output.data) + (row * output.cols + col) * size_of(gemm_.dtype);
-      if (!per_sample || gemm_.segments.end(sample) >= row + rows) {
+      const int64_t sample = per_sample ? gemm_.segments.find(row) : 0;
+      const Destination to = destination(output, row, col);
+      if (!per_sample || (gemm_.segments.end(sample) >= row + rows && !in_place(output.expands, sample))) {
         add_expands(output, sample, row, col, cols);
         tile()(rows, cols, strips_.data(), n_base, strips_.data() + n_base, strips_.size() - n_base, false, c_, &to);
         continue;
       }
-      // The tile crosses a border: each sample's rows get their own term. The same sums in the same order.
-      tile()(rows, cols, strips_.data(), n_base, nullptr, 0, false, c_, nullptr);
-      for (int64_t start = row; start < row + rows;) {
-        sample = gemm_.segments.find(start);
-        const int64_t stop = std::min(row + rows, gemm_.segments.end(sample));
-        to.data = static_cast<char*>(output.data) + (start * output.cols + col) * size_of(gemm_.dtype);
+      // A tile of several samples: starts from the products that are there already, then every other sample's rows get
+      // their own term.
+      bool all = true;
+      for (int m = 0; m < rows; ++m) {
+        const bool ready = in_place(output.expands, gemm_.segments.find(row + m));
+        const float* product = products_ + (row + m - begin_) * group_panels_ * kTileCols + place * kTileCols;
+        if (ready) std::copy_n(product, kTileCols, c_ + m * kTileCols);
+        if (!ready) std::fill_n(c_ + m * kTileCols, kTileCols, 0.f);
+        all = all && ready;
+      }
+      tile()(rows, cols, strips_.data(), n_base, nullptr, 0, true, c_, all ? &to : nullptr);
+      for (int64_t start = row; !all && start < row + rows;) {
+        const int64_t owner = gemm_.segments.find(start);
+        const int64_t stop = std::min(row + rows, gemm_.segments.end(owner));
+        const Destination part = destination(output, start, col);
         strips_.clear();
-        add_expands(output, sample, start, col, cols);
+        if (!in_place(output.expands, owner)) add_expands(output, owner, start, col, cols);
         tile()(stop - start, cols, nullptr, 0, strips_.data(), strips_.size(), true, c_ + (start - row) * kTileCols,
-               &to);
+               &part);
         start = stop;
       }
     }
+  }
+
+  Destination destination(const Output& output, int64_t row, int64_t col) const {
+    char* data = static_cast<char*>(output.data) + (row * output.cols + col) * size_of(gemm_.dtype);
+    return {data, output.cols, false, 1.f, output.bias ? output.bias + col : nullptr};
   }
 
   // Appends the low-rank strips of one sample from `row` on, packing its factors' columns unless they are there.
@@ -239,11 +307,13 @@ class BlockWorker {
   const int64_t max_rows_;
   const Panel low_;
   const int64_t row_bytes_;
+  const int64_t group_panels_;
   int64_t begin_ = 0;
   int64_t end_ = 0;
   std::vector<Operand> operands_;
   std::vector<char*> converted_, rounded_s_, shrink_panels_, expand_panels_;
   std::vector<int64_t> packed_sample_;
+  float *row_, *products_;
   std::vector<Strip> strips_;
   alignas(64) float c_[kTileRows * kTileCols];
 };
