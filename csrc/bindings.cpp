@@ -23,9 +23,14 @@ TORCH_LIBRARY(cora_kernels, m) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("torch_version") = TORCH_VERSION;
-  m.def("cpu_isa", []() -> std::optional<std::string> {
-    const cora::Kernels* kernels = cora::chosen_kernels ? cora::chosen_kernels : cora::find_kernels();
-    return kernels ? std::optional<std::string>(kernels->name) : std::nullopt;
+  // The instruction sets of this machine that have kernels, the one in use first.
+  m.def("cpu_isas", []() {
+    std::vector<std::string> names;
+    if (cora::chosen_kernels) names.push_back(cora::chosen_kernels->name);
+    for (const char* name : {"avx512_bf16", "avx512", "avx2"}) {
+      if (cora::find_kernels(name) && (names.empty() || names[0] != name)) names.push_back(name);
+    }
+    return names;
   });
   m.def("set_cpu_isa", [](const std::optional<std::string>& name) {
     const cora::Kernels* kernels = name ? cora::find_kernels(name->c_str()) : nullptr;

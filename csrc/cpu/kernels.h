@@ -18,8 +18,10 @@ struct Kernels {
   // bf16_pairs holds and x is bf16.
   TileFn tile[3];
   // out [cols] = (add ? out : 0) + row [depth] · factor [depth x cols], the factor read in place: its columns are
-  // contiguous.
-  void (*row_product)(const float* row, const Matrix& factor, int64_t depth, int64_t cols, bool add, float* out);
+  // contiguous. by_row: its rows are streamed a few at a time, for few long ones; else they are read together, 48
+  // columns at a time.
+  void (*row_product)(const float* row, const Matrix& factor, int64_t depth, int64_t cols, bool by_row, bool add,
+                      float* out);
   // Packs src [depth x cols], cols <= 48, into dst; columns up to panel_stride are zero.
   void (*pack)(Panel kind, const Matrix& src, int64_t depth, int64_t cols, void* dst, int64_t panel_stride);
   // Copies `cols` elements into fp32, or rounds them to bf16 if to_bf16; zeroes up to the next even column.

@@ -189,7 +189,8 @@ class BlockWorker {
       const Rows& rows = gemm_.operands[term.operand];
       const char* source = static_cast<const char*>(rows.data) + row * rows.stride * size_of(gemm_.dtype);
       kernels_.convert_row(source, gemm_.dtype, rows.depth, false, row_);
-      kernels_.row_product(row_, term.factor.block(sample, 0, col), rows.depth, cols, &term != &shrink.terms[0], c_);
+      kernels_.row_product(row_, term.factor.block(sample, 0, col), rows.depth, cols, false, &term != &shrink.terms[0],
+                           c_);
     }
     const float scale = gemm_.scales ? gemm_.scales[sample] : gemm_.scale;
     for (int64_t j = 0; j < cols; ++j)
@@ -228,7 +229,7 @@ class BlockWorker {
       for (const ExpandTerm& term : output.expands) {
         const Shrink& shrink = gemm_.shrinks[term.shrink];
         kernels_.row_product(shrink.s + row * shrink.rank, term.factor.block(sample, 0, col), shrink.rank, end - col,
-                             &term != &output.expands[0], products_ + (row - begin_) * group_panels_ * kTileCols);
+                             true, &term != &output.expands[0], products_ + (row - begin_) * group_panels_ * kTileCols);
       }
     }
   }

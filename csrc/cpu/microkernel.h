@@ -255,10 +255,9 @@ void row_blocks(const float* row, Matrix factor, int64_t depth, int64_t cols, bo
   }
 }
 
-inline void row_product(const float* row, const Matrix& factor, int64_t depth, int64_t cols, bool add, float* out) {
-  // Long rows of the factor are streamed, four at a time; short ones are read depth by depth with the sums in
-  // registers.
-  const int64_t depths = cols > kTileCols ? 4 : depth;
+inline void row_product(const float* row, const Matrix& factor, int64_t depth, int64_t cols, bool by_row, bool add,
+                        float* out) {
+  const int64_t depths = by_row ? 4 : depth;
   for (int64_t k = 0; k < depth; k += depths) {
     const Matrix rows = factor.block(0, k, 0);
     const int64_t n = smaller(depths, depth - k);

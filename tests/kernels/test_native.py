@@ -1,0 +1,223 @@
+"""What is special about the native CPU kernels: instruction sets, threads, packed weights, the extension itself."""
+
+import gc
+import importlib.util
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import cora_kernels
+from cora_kernels import native
+from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
+
+pytestmark = pytest.mark.skipif(native.availability() is not None, reason=f"cpu: {native.availability()}")
+
+ISAS = [] if native.availability() else native._C.cpu_isas()
+CASES = [
+    Case(batch=2, length=21, k=50, n=(97, 49), r=5, sample_b=True, bias=True),
+    Case(batch=11, length=1, k=64, n=(150,), r=16, sample_b=True, tensor_scaling=True),
+    Case(lengths=(2, 0, 9, 30, 1, 3), k=33, n=(60,), r=18, sample_b=True, one_a=False),
+    Case(batch=3, length=8, k=96, n=(48, 16), r=8),
+    Case(batch=2, length=300, k=20, n=(50,), r=4, sample_a=False),
+]
+DTYPES = [
+    (torch.float32, None),
+    (torch.bfloat16, None),
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.float32),
+]
+VARIETY = [replace(case, dtype=x, factor_dtype=ab) for case in CASES for x, ab in DTYPES]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    native._C.set_cpu_isa(request.param)
+    yield request.param
+    native._C.set_cpu_isa(None)
+
+
+@pytest.fixture
+def weight():
+    """A weight that no pack is kept of."""
+    native.clear_weight_packs()
+    return torch.randn(100, 64, generator=torch.Generator().manual_seed(3))
+
+
+def forward(weight, x=None):
+    x = torch.ones(1, 3, weight.shape[1]) if x is None else x
+    a, b = torch.ones(weight.shape[1], 2), torch.ones(2, weight.shape[0])
+    return cora_kernels.lora_linear(x, weight, a, b, backend="cpu")
+
+
+def expected(weight):
+    with torch.inference_mode(False):
+        x = torch.ones(1, 3, weight.shape[1])
+        a, b = torch.ones(weight.shape[1], 2), torch.ones(2, weight.shape[0])
+        return cora_kernels.lora_linear(x, weight.clone(), a, b, backend="reference")
+
+
+@pytest.mark.parametrize("case", VARIETY, ids=str)
+def test_every_instruction_set(case, isa, poison):
+    assert_correct(make_inputs(case), "cpu")
+
+
+def test_an_unknown_instruction_set():
+    with pytest.raises(ValueError, match="no kernels for avx9000"):
+        native._C.set_cpu_isa("avx9000")
+
+
+@pytest.mark.parametrize("case", VARIETY, ids=str)
+def test_bitwise_the_same_for_any_threads_and_run(case, isa):
+    inputs = make_inputs(case)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        first = results(lambda i: call(i, "cpu"), inputs)
+        for n in (1, 2, 3, 5) * 5:
+            torch.set_num_threads(n)
+            for name, value in results(lambda i: call(i, "cpu"), inputs).items():
+                assert torch.equal(value, first[name]), f"{name} differs with {n} threads"
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("length", [1, 3, 13])
+def test_bitwise_independent_of_the_neighbours(length, isa):
+    inputs = make_inputs(Case(batch=9, length=length, k=40, n=(70,), r=6, sample_b=True, dtype=torch.bfloat16))
+    together = results(lambda i: call(i, "cpu"), inputs)
+    for i in range(9):
+        alone = replace(
+            inputs,
+            x=inputs.x[i : i + 1].detach().requires_grad_(),
+            lora_as=(inputs.lora_as[0][i : i + 1].detach().requires_grad_(),),
+            lora_bs=(inputs.lora_bs[0][i : i + 1].detach().requires_grad_(),),
+        )
+        y = call(alone, "cpu")[0]
+        assert torch.equal(y[0], together["y[0]"][i])
+
+
+def test_a_weight_changed_in_place_is_packed_again(weight):
+    before = forward(weight)
+    with torch.no_grad():
+        weight[3, 5] += 1.0
+    assert not torch.equal(forward(weight), before)
+    torch.testing.assert_close(forward(weight), expected(weight))
+
+
+def test_a_weight_written_through_data_is_packed_again(weight):
+    """As adapters are merged: the version counter does not see this."""
+    forward(weight)
+    version = weight._version
+    weight.data += 0.25
+    assert weight._version == version
+    torch.testing.assert_close(forward(weight), expected(weight))
+
+
+def test_clear_has_weights_read_again(weight):
+    forward(weight)
+    weight.data[7, 9] += 1.0
+    native.clear_weight_packs()
+    torch.testing.assert_close(forward(weight), expected(weight))
+
+
+def test_a_weight_whose_memory_was_swapped(weight):
+    forward(weight)
+    weight.data = torch.randn(100, 64)
+    torch.testing.assert_close(forward(weight), expected(weight))
+
+
+def test_new_views_of_one_weight_share_its_pack(weight):
+    conv1d = weight.t().contiguous()
+    forward(conv1d.t())
+    held = native.weight_pack_bytes()
+    for _ in range(3):
+        torch.testing.assert_close(forward(conv1d.t()), expected(weight))
+    assert native.weight_pack_bytes() == held
+    conv1d.mul_(2.0)
+    torch.testing.assert_close(forward(conv1d.t()), expected(conv1d.t()))
+    assert native.weight_pack_bytes() == held
+
+
+def test_slices_of_one_weight_are_packed_apart(weight):
+    for part in (weight[:50], weight[50:], weight[:, :32]):
+        torch.testing.assert_close(forward(part), expected(part))
+
+
+def test_packs_are_as_large_as_the_weight_and_die_with_it():
+    native.clear_weight_packs()
+    weight = torch.randn(100, 64)
+    forward(weight)
+    assert native.weight_pack_bytes() == 144 * 64 * 4  # columns in panels of 48
+    forward(weight, torch.ones(1, 3, 64, requires_grad=True)).sum().backward()
+    assert native.weight_pack_bytes() == 144 * 64 * 4 + 96 * 100 * 4
+    del weight
+    gc.collect()
+    assert native.weight_pack_bytes() == 0
+
+
+def test_packs_are_kept_only_if_wanted(weight):
+    forward(weight)
+    with native.weight_packing(False):
+        assert native.weight_pack_bytes() == 0
+        torch.testing.assert_close(forward(weight), expected(weight))
+        assert native.weight_pack_bytes() == 0
+    forward(weight)
+    assert native.weight_pack_bytes() > 0
+
+
+def test_weights_without_a_version_are_never_kept(weight):
+    with torch.inference_mode():
+        inference = weight.clone()
+        for _ in range(2):
+            torch.testing.assert_close(forward(inference), expected(inference))
+            inference.add_(1.0)
+    assert native.weight_pack_bytes() == 0
+
+
+def test_a_weight_in_another_dtype_has_a_pack_for_each(weight):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x = torch.ones(1, 3, 64, dtype=dtype)
+        y = native.forward(x[0], [weight], [torch.ones(64, 2)], [torch.ones(2, 100)], [None], 1.0, _one_sample(3))[0][0]
+        torch.testing.assert_close(y, expected(weight.to(dtype).float())[0].to(dtype), rtol=1e-2, atol=1e-1)
+
+
+@pytest.mark.parametrize(
+    ("borders", "message"),
+    [([1, 2, 3], "start at 0"), ([0, 2, 4], "end at the number of rows"), ([0, 5, 3], "must not decrease")],
+)
+def test_the_ops_check_the_borders_they_walk(borders, message, weight):
+    cu_seqlens = torch.tensor(borders, dtype=torch.int32)
+    a, b = torch.ones(2, 64, 2), torch.ones(2, 2, 100)
+    with pytest.raises(ValueError, match=message):
+        torch.ops.cora_kernels.cpu_forward(torch.ones(3, 64), [weight], [a], [b], [None], None, 1.0, cu_seqlens, 2, [])
+
+
+def test_opcheck():
+    """Schemas, fakes and the implementations agree."""
+    x, w, g = torch.randn(6, 8), torch.randn(10, 8), torch.randn(6, 10)
+    a, b, s = torch.randn(2, 8, 3), torch.randn(2, 3, 10), torch.randn(6, 3)
+    cu_seqlens = torch.tensor([0, 2, 6], dtype=torch.int32)
+    ops = torch.ops.cora_kernels
+    calls = {
+        ops.cpu_shrink: (x, a, torch.rand(2), 1.0, cu_seqlens, 2),
+        ops.cpu_forward: (x, [w], [a], [b], [None], None, 0.5, None, 2, []),
+        ops.cpu_backward_input: ([g], [w], [a], [b], None, 0.5, cu_seqlens, 2, 1, []),
+        ops.cpu_outer: (x, s, cu_seqlens, 2, True, torch.bfloat16),
+    }
+    for op, arguments in calls.items():
+        torch.library.opcheck(op.default, arguments)
+
+
+def test_without_the_extension_it_says_so(monkeypatch):
+    monkeypatch.delattr(cora_kernels, "_C")
+    monkeypatch.setitem(sys.modules, "cora_kernels._C", None)
+    spec = importlib.util.spec_from_file_location("native_without_extension", native.__file__)
+    bare = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bare)
+    assert "the native extension is not there" in bare.availability()
+
+
+def _one_sample(rows):
+    return cora_kernels.segments.Segments(1, rows, rows, None)
