@@ -29,9 +29,16 @@ def _native() -> ModuleType:
     return native
 
 
+def _triton() -> ModuleType:
+    from cora_kernels.triton import backend
+
+    return backend
+
+
 # name -> (module, the device types it is tried on when no backend is asked for; None: all). The first that can serves.
 _BACKENDS: dict[str, tuple[Callable[[], ModuleType], tuple[str, ...] | None]] = {
     "cpu": (_native, ("cpu",)),
+    "triton": (_triton, ("cuda",)),
     "chain": (_chain, None),
     "reference": (_reference, ()),
 }

@@ -1,31 +1,34 @@
 """y = x·W + S·B + bias in one launch, S = s·x·A computed in the K loop or given. The same kernel gives dx."""
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from cora_kernels.triton.tiles import grouped_tile, rows_of, segment_of
+from cora_kernels.segments import Segments
+from cora_kernels.triton.configs import GemmConfig, multiprocessors
+from cora_kernels.triton.launch import count_slots, device_guard, index_type, precision, rank_block, walk
+from cora_kernels.triton.tiles import first_slot, grouped_tile, rows_of, segment_of, segment_of_slot, slots_of
 
 
 @triton.jit
 def _load_rows(p_x, m_m, o_k, k, K, EVEN_K: tl.constexpr):
     """One [BM, BK] tile of x."""
     if EVEN_K:
-        return tl.load(p_x, mask=m_m[:, None], other=0.0)
-    return tl.load(p_x, mask=m_m[:, None] & (o_k < K - k)[None, :], other=0.0)
+        b_x = tl.load(p_x, mask=m_m[:, None], other=0.0)
+    else:
+        b_x = tl.load(p_x, mask=m_m[:, None] & (o_k < K - k)[None, :], other=0.0)
+    return b_x
 
 
 @triton.jit
 def _load_factor(p_f, o_k, k, K, m_c, dtype: tl.constexpr, EVEN_K: tl.constexpr):
     """One [BK, columns] tile of W or A, in the dtype of x."""
     if EVEN_K:
-        return tl.load(p_f, mask=m_c[None, :], other=0.0).to(dtype)
-    return tl.load(p_f, mask=(o_k < K - k)[:, None] & m_c[None, :], other=0.0).to(dtype)
-
-
-@triton.jit
-def _load_columns(p_b, stride_br, o_r, r, m_n, dtype: tl.constexpr):
-    """One [BR, BN] tile of B, in the dtype of x."""
-    return tl.load(p_b + o_r[:, None].to(tl.int64) * stride_br, mask=(o_r < r)[:, None] & m_n[None, :], other=0.0).to(dtype)
+        b_f = tl.load(p_f, mask=m_c[None, :], other=0.0)
+    else:
+        b_f = tl.load(p_f, mask=(o_k < K - k)[:, None] & m_c[None, :], other=0.0)
+    return b_f.to(dtype)
 
 
 @triton.jit
@@ -56,10 +59,14 @@ def lowrank_gemm_fwd_kernel(
     stride_br,
     stride_bn,
     stride_ym,
+    stride_bias,
+    stride_scaling,
     ONE_PASS: tl.constexpr,
-    SHARED_A: tl.constexpr,
+    STRADDLE: tl.constexpr,
     ACCUMULATE: tl.constexpr,
+    PERSISTENT: tl.constexpr,
     PRECISION: tl.constexpr,
+    INDEX: tl.constexpr,
     EVEN_K: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -67,80 +74,200 @@ def lowrank_gemm_fwd_kernel(
     BR: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
+    """[BM, BN] tiles of y. One pass: of one sample each. S given: they straddle borders, and S·B is added by sample."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    n_m = tl.cdiv(M, BM)
+    if ONE_PASS:
+        n_m = slots_of(cu_ptr, n_segments, length, M, BM)
+    else:
+        n_m = tl.cdiv(M, BM)
     n_n = tl.cdiv(N, BN)
+    # In the main loop a scalar address moves and 32-bit offsets stay: half the registers that 64-bit addresses take.
+    i_rows = tl.arange(0, BM)
+    i_columns = tl.arange(0, BN)
     o_k = tl.arange(0, BK)
     o_r = tl.arange(0, BR)
+    o_x = i_rows[:, None].to(INDEX) * stride_xm + o_k[None, :]  # [BM, BK]
+    o_w = o_k[:, None].to(INDEX) * stride_wk + i_columns[None, :].to(INDEX) * stride_wn  # [BK, BN]
+    o_s = i_rows[:, None] * r + o_r[None, :]  # [BM, BR]
+    o_b = o_r[:, None].to(INDEX) * stride_br + i_columns[None, :].to(INDEX) * stride_bn  # [BR, BN]
+    o_y = i_rows[:, None].to(INDEX) * stride_ym + i_columns[None, :]  # [BM, BN]
     m_r = o_r < r
 
-    for tile in tl.range(tl.program_id(0), n_m * n_n, tl.num_programs(0)):
+    # A loop of one trip is folded away, and with it a quarter to a third of the registers (the tests' table has both).
+    pid = tl.program_id(0)
+    end = n_m * n_n if PERSISTENT else pid + 1
+    for tile in tl.range(pid, end, tl.num_programs(0) if PERSISTENT else 1):
         i_m, i_n = grouped_tile(tile, n_m, n_n, GROUP_M)
-        o_m = i_m * BM + tl.arange(0, BM)
-        o_n = i_n * BN + tl.arange(0, BN)
-        m_m = o_m < M
-        m_n = o_n < N
-        i_first = segment_of(cu_ptr, n_segments, length, i_m * BM)
-        i_last = segment_of(cu_ptr, n_segments, length, tl.minimum(i_m * BM + BM, M) - 1)
+        column = i_n.to(tl.int64) * BN
+        m_n = i_n * BN + i_columns < N
+        if ONE_PASS:
+            i_first = segment_of_slot(cu_ptr, n_segments, length, i_m, BM)
+            start, stop = rows_of(cu_ptr, length, M, i_first)
+            first = start + (i_m - first_slot(cu_ptr, length, i_first, BM)) * BM
+            m_m = (first + i_rows >= start) & (first + i_rows < stop)
+        else:
+            first = i_m * BM
+            m_m = first + i_rows < M
+        row = first.to(tl.int64)
 
-        p_s = s_ptr + o_m[:, None].to(tl.int64) * r
-        p_rows = x_ptr + o_m[:, None].to(tl.int64) * stride_xm + o_k[None, :]  # [BM, BK]
-        p_x = p_rows
-        p_w = w_ptr + o_k[:, None].to(tl.int64) * stride_wk + o_n[None, :].to(tl.int64) * stride_wn  # [BK, BN]
+        p_x = x_ptr + row * stride_xm
+        p_w = w_ptr + column * stride_wn
+        p_s = s_ptr + row * r
         b_y = tl.zeros((BM, BN), dtype=tl.float32)
         if ONE_PASS:
-            p_columns = (
-                a_ptr + o_k[:, None].to(tl.int64) * stride_ak + o_r[None, :].to(tl.int64) * stride_ar
-            )  # [BK, BR]
-            p_a = p_columns + i_first.to(tl.int64) * stride_ai
+            o_a = o_k[:, None].to(INDEX) * stride_ak + o_r[None, :].to(INDEX) * stride_ar  # [BK, BR]
+            p_a = a_ptr + i_first.to(tl.int64) * stride_ai
             b_s = tl.zeros((BM, BR), dtype=tl.float32)
         for k in range(0, K, BK):
-            b_x = _load_rows(p_x, m_m, o_k, k, K, EVEN_K)
-            b_w = _load_factor(p_w, o_k, k, K, m_n, dtype, EVEN_K)
+            b_x = _load_rows(p_x + o_x, m_m, o_k, k, K, EVEN_K)
+            b_w = _load_factor(p_w + o_w, o_k, k, K, m_n, dtype, EVEN_K)
             b_y = tl.dot(b_x, b_w, b_y, input_precision=PRECISION)
             if ONE_PASS:
-                b_a = _load_factor(p_a, o_k, k, K, m_r, dtype, EVEN_K)
+                b_a = _load_factor(p_a + o_a, o_k, k, K, m_r, dtype, EVEN_K)
                 b_s = tl.dot(b_x, b_a, b_s, input_precision=PRECISION)
                 p_a += BK * stride_ak
             p_x += BK
             p_w += BK * stride_wk
 
-        for i in range(i_first, i_last + 1):
-            start, stop = rows_of(cu_ptr, length, M, i)
-            m_i = (o_m >= start) & (o_m < stop)
-            p_b = b_ptr + i.to(tl.int64) * stride_bi + o_n[None, :].to(tl.int64) * stride_bn
-            if ONE_PASS:
-                if not SHARED_A:
-                    if i > i_first:
-                        # The rows of a further sample in this tile: S anew, from x tiles that are still in L2.
-                        p_x = p_rows
-                        p_a = p_columns + i.to(tl.int64) * stride_ai
-                        b_s = tl.zeros((BM, BR), dtype=tl.float32)
-                        for k in range(0, K, BK):
-                            b_x = _load_rows(p_x, m_i, o_k, k, K, EVEN_K)
-                            b_a = _load_factor(p_a, o_k, k, K, m_r, dtype, EVEN_K)
-                            b_s = tl.dot(b_x, b_a, b_s, input_precision=PRECISION)
-                            p_x += BK
-                            p_a += BK * stride_ak
-                factor = scaling.to(tl.float32)
-                if scaling_ptr is not None:
-                    factor = tl.load(scaling_ptr + i).to(tl.float32)
-                b_i = tl.where(m_i[:, None], b_s * factor, 0.0)
-                if i_n == 0:
-                    tl.store(p_s + o_r[None, :], b_i, mask=m_i[:, None] & m_r[None, :])
-                b_b = _load_columns(p_b, stride_br, o_r, r, m_n, dtype)
-                b_y = tl.dot(b_i.to(dtype), b_b, b_y, input_precision=PRECISION)
-            else:
-                for j in range(0, r, BR):
-                    o_j = j + o_r
-                    b_i = tl.load(p_s + o_j[None, :], mask=m_i[:, None] & (o_j < r)[None, :], other=0.0)
-                    b_b = _load_columns(p_b, stride_br, o_j, r, m_n, dtype)
-                    b_y = tl.dot(b_i.to(dtype), b_b, b_y, input_precision=PRECISION)
+        if ONE_PASS:
+            factor = tl.full((), scaling, tl.float32)
+            if scaling_ptr is not None:
+                factor = tl.load(scaling_ptr + i_first * stride_scaling).to(tl.float32)
+            b_s *= factor
+            if i_n == 0:
+                tl.store(p_s + o_s, b_s, mask=m_m[:, None] & m_r[None, :])
+            p_b = b_ptr + i_first.to(tl.int64) * stride_bi + column * stride_bn
+            b_b = tl.load(p_b + o_b, mask=m_r[:, None] & m_n[None, :], other=0.0).to(dtype)
+            b_y = tl.dot(b_s.to(dtype), b_b, b_y, input_precision=PRECISION)
+        else:
+            o_m = first + i_rows
+            i_first = segment_of(cu_ptr, n_segments, length, first)
+            i_last = segment_of(cu_ptr, n_segments, length, tl.minimum(first + BM, M) - 1)
+            b_bad_rows = tl.zeros((BM,), dtype=tl.int32)
+            b_bad_columns = tl.zeros((BN,), dtype=tl.int32)
+            for i in tl.range(i_first, i_last + 1, num_stages=1):
+                i_start, i_stop = rows_of(cu_ptr, length, M, i)
+                m_i = (o_m >= i_start) & (o_m < i_stop)
+                p_b = b_ptr + tl.cast(i, tl.int64) * stride_bi + column * stride_bn
+                for j in tl.range(0, r, BR, num_stages=1):
+                    m_j = o_r < r - j
+                    b_s = tl.load(p_s + j + o_s, mask=m_i[:, None] & m_j[None, :], other=0.0)
+                    b_b = tl.load(p_b + o_b, mask=m_j[:, None] & m_n[None, :], other=0.0).to(dtype)
+                    if STRADDLE:
+                        # 0 · inf is NaN: inf and NaN of this sample's B must not meet the zeros of the other rows.
+                        m_b = tl.abs(b_b.to(tl.float32)) < float("inf")
+                        b_b = tl.where(m_b, b_b, 0.0)
+                        b_bad = 1 - tl.min(m_b.to(tl.int32), axis=0)
+                        b_bad_columns |= b_bad
+                        b_bad_rows |= tl.where(m_i, tl.max(b_bad, axis=0), 0)
+                    b_y = tl.dot(b_s.to(dtype), b_b, b_y, input_precision=PRECISION)
+                    p_b += BR * stride_br
+
+            if STRADDLE:
+                b_y = tl.where((b_bad_rows[:, None] & b_bad_columns[None, :]) != 0, float("nan"), b_y)
 
         if bias_ptr is not None:
-            b_y += tl.load(bias_ptr + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
-        p_y = y_ptr + o_m[:, None].to(tl.int64) * stride_ym + o_n[None, :]
+            b_y += tl.load(bias_ptr + (column + i_columns) * stride_bias, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        p_y = y_ptr + row * stride_ym + column + o_y
         m_y = m_m[:, None] & m_n[None, :]
         if ACCUMULATE:
             b_y += tl.load(p_y, mask=m_y, other=0.0).to(tl.float32)
         tl.store(p_y, b_y.to(y_ptr.dtype.element_ty), mask=m_y)
+
+
+def lowrank_gemm(
+    x: Tensor,
+    w: Tensor,
+    s: Tensor,
+    b: Tensor,
+    segments: Segments,
+    config: GemmConfig,
+    bias: Tensor | None = None,
+    y: Tensor | None = None,
+) -> Tensor:
+    """x [M, K]·w [K, N] + s [M, r]·b [r, N] or [B, r, N] (+ bias), added to y [M, N] if there is one."""
+    accumulate = y is not None
+    if y is None:
+        y = x.new_empty(x.shape[0], w.shape[1])
+    _launch(x, w, None, b, bias, s, y, 1.0, walk(segments, b.dim() == 3), config, accumulate)
+    return y
+
+
+def lowrank_gemm_one_pass(
+    x: Tensor,
+    w: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scaling: float | Tensor,
+    segments: Segments,
+    config: GemmConfig,
+    bias: Tensor | None = None,
+    y: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same, and S = scaling · x·a [M, r] fp32 with it."""
+    accumulate = y is not None
+    if y is None:
+        y = x.new_empty(x.shape[0], w.shape[1])
+    s = torch.empty(x.shape[0], a.shape[-1], dtype=torch.float32, device=x.device)
+    per_sample = a.dim() == 3 or b.dim() == 3 or isinstance(scaling, Tensor)
+    _launch(x, w, a, b, bias, s, y, scaling, walk(segments, per_sample), config, accumulate)
+    return y, s
+
+
+def _launch(x, w, a, b, bias, s, y, scaling, walked, config, accumulate):
+    (M, K), N, r = x.shape, w.shape[1], b.shape[-2]
+    if M == 0:
+        return
+    one_pass = a is not None
+    cu_seqlens, n_segments, length = walked
+    BM, BN, BK = config.BM, config.BN, config.BK
+    n_m = count_slots(walked, M, BM) if one_pass else triton.cdiv(M, BM)
+    tiles = n_m * triton.cdiv(N, BN)
+    programs = min(tiles, multiprocessors(x.device)) if config.persistent else tiles
+    BR = rank_block(r)
+    with device_guard(x):
+        lowrank_gemm_fwd_kernel[(programs,)](
+            x,
+            w,
+            a,
+            b,
+            bias,
+            s,
+            y,
+            scaling if isinstance(scaling, Tensor) else None,
+            cu_seqlens,
+            0.0 if isinstance(scaling, Tensor) else float(scaling),
+            M,
+            N,
+            K,
+            r,
+            n_segments,
+            length,
+            x.stride(0),
+            w.stride(0),
+            w.stride(1),
+            a.stride(0) if one_pass and a.dim() == 3 else 0,
+            a.stride(-2) if one_pass else 0,
+            a.stride(-1) if one_pass else 0,
+            b.stride(0) if b.dim() == 3 else 0,
+            b.stride(-2),
+            b.stride(-1),
+            y.stride(0),
+            0 if bias is None else bias.stride(0),
+            scaling.stride(0) if isinstance(scaling, Tensor) else 0,
+            ONE_PASS=one_pass,
+            STRADDLE=cu_seqlens is not None or length % BM != 0,
+            ACCUMULATE=accumulate,
+            PERSISTENT=config.persistent,
+            PRECISION=precision(x.dtype),
+            INDEX=index_type((x, BM, BK), (w, BK, BN), (a, BK, BR), (b, BR, BN), (y, BM, BN)),
+            EVEN_K=K % BK == 0,
+            BM=BM,
+            BN=BN,
+            BK=BK,
+            BR=BR,
+            GROUP_M=config.GROUP_M,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            enable_fp_fusion=True,
+        )

@@ -47,6 +47,16 @@ def first_slot(cu_ptr, length, i, BM: tl.constexpr):
 
 
 @triton.jit
+def slots_of(cu_ptr, n_segments, length, M, BM: tl.constexpr):
+    """How many slots the samples have together."""
+    if cu_ptr is None:
+        slots = n_segments * ((length + BM - 1) // BM)
+    else:
+        slots = M // BM + n_segments
+    return slots
+
+
+@triton.jit
 def segment_of_slot(cu_ptr, n_segments, length, slot, BM: tl.constexpr):
     """The sample whose row tiles the slot belongs to."""
     if cu_ptr is None:

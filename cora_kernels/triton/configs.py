@@ -1,0 +1,105 @@
+"""Tile sizes by kernel and part, hand-picked. `cora_kernels.cost` chooses among them."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class GemmConfig(NamedTuple):
+    """One [BM, BN] tile of y a program, or a persistent grid: one program a multiprocessor, which walks the tiles."""
+
+    BM: int
+    BN: int
+    BK: int
+    num_warps: int
+    num_stages: int
+    GROUP_M: int = 8
+    persistent: bool = False
+
+
+class ShrinkConfig(NamedTuple):
+    """[BM, r] tiles of S, BK of K at a time."""
+
+    BM: int
+    BK: int
+    num_warps: int
+    num_stages: int
+
+
+class OuterConfig(NamedTuple):
+    """[BP, r] tiles of dA or dBᵀ, BM rows at a time."""
+
+    BM: int
+    BP: int
+    num_warps: int
+    num_stages: int
+
+
+# 16-bit GEMMs, S given. Large tiles first, the last one for a few rows. At 128 x 128 and below two blocks or more share
+# a multiprocessor, so that one computes while another stores. None spills on its part: the tests compile them.
+_GEMM = {
+    "sm_80": (
+        GemmConfig(128, 256, 32, 8, 3),
+        GemmConfig(128, 128, 32, 4, 4),
+        GemmConfig(64, 128, 64, 4, 3),
+        GemmConfig(64, 64, 64, 4, 4),
+        GemmConfig(16, 64, 128, 4, 4),
+    ),
+    "sm_90": (
+        GemmConfig(128, 256, 64, 8, 3),
+        GemmConfig(128, 128, 64, 8, 3),
+        GemmConfig(64, 128, 64, 4, 4),
+        GemmConfig(64, 64, 64, 4, 4),
+        GemmConfig(16, 64, 128, 4, 4),
+    ),
+    "sm_100": (
+        GemmConfig(128, 256, 64, 8, 3),
+        GemmConfig(128, 128, 64, 8, 3),
+        GemmConfig(128, 64, 64, 4, 4),
+        GemmConfig(64, 64, 64, 4, 4),
+        GemmConfig(16, 64, 128, 4, 4),
+    ),
+    "gfx942": (
+        GemmConfig(128, 256, 64, 8, 2),
+        GemmConfig(128, 128, 64, 8, 2),
+        GemmConfig(64, 128, 64, 4, 2),
+        GemmConfig(64, 64, 64, 4, 2),
+        GemmConfig(16, 64, 128, 4, 2),
+    ),
+}
+# One pass holds S beside the tile: on sm_80, where both live in registers, the largest tiles would spill.
+_ONE_PASS = _GEMM | {"sm_80": (GemmConfig(128, 128, 64, 8, 3), *_GEMM["sm_80"][2:])}
+# fp32, on CUDA cores or in tf32.
+_GEMM_FP32 = {
+    "sm_80": (GemmConfig(64, 64, 32, 8, 3), GemmConfig(16, 64, 64, 4, 3)),
+    "sm_90": (GemmConfig(64, 64, 32, 4, 3), GemmConfig(16, 64, 64, 4, 3)),
+    "sm_100": (GemmConfig(64, 64, 32, 4, 3), GemmConfig(16, 64, 64, 4, 3)),
+    "gfx942": (GemmConfig(64, 64, 32, 4, 2), GemmConfig(16, 64, 64, 4, 2)),
+}
+
+# The largest rank that one pass serves: beyond it S·A costs more per column tile than a second read of x.
+ONE_PASS_RANK = 32
+
+
+def gemm_configs(arch: str, dtype: torch.dtype, one_pass: bool) -> tuple[GemmConfig, ...]:
+    """The tiles to choose from."""
+    if dtype == torch.float32:
+        return _GEMM_FP32[arch]
+    return (_ONE_PASS if one_pass else _GEMM)[arch]
+
+
+def shrink_config(arch: str, dtype: torch.dtype, rows: int) -> ShrinkConfig:
+    """For samples of about `rows` rows each."""
+    num_stages = 2 if arch.startswith("gfx") else 3
+    BM = 16 if rows <= 16 else 32 if rows <= 32 or dtype == torch.float32 else 64
+    return ShrinkConfig(BM, 64, 8, num_stages) if dtype == torch.float32 else ShrinkConfig(BM, 128, 4, num_stages)
+
+
+def outer_config(arch: str, dtype: torch.dtype) -> OuterConfig:
+    num_stages = 2 if arch.startswith("gfx") else 3
+    return OuterConfig(32, 64, 4, num_stages) if dtype == torch.float32 else OuterConfig(64, 128, 4, num_stages)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of the device; an A100's for tensors that no GPU holds."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 108

@@ -1,0 +1,144 @@
+"""y = s·(x·A)·B + bias for at most eight rows a sample, in one launch on the CUDA cores: A and B are all its bytes."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cora_kernels.segments import Segments
+from cora_kernels.triton.configs import multiprocessors
+from cora_kernels.triton.launch import device_guard, index_type
+
+LONGEST = 8
+LARGEST_RANK = 128
+
+
+@triton.jit
+def decode_fwd_kernel(
+    x_ptr,
+    a_ptr,
+    b_ptr,
+    bias_ptr,
+    s_ptr,
+    y_ptr,
+    scaling_ptr,
+    scaling,
+    N,
+    K,
+    r,
+    length,
+    share,
+    stride_xm,
+    stride_ai,
+    stride_ak,
+    stride_ar,
+    stride_bi,
+    stride_br,
+    stride_bn,
+    stride_ym,
+    stride_bias,
+    stride_scaling,
+    INDEX: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BN: tl.constexpr,
+    BR: tl.constexpr,
+):
+    """`share` columns of y of one sample. Each of its programs computes all of S: A comes from L2 after the first."""
+    i = tl.program_id(0)
+    i_n = tl.program_id(1)
+    o_t = tl.arange(0, BT)
+    o_k = tl.arange(0, BK)
+    o_n = tl.arange(0, BN)
+    o_r = tl.arange(0, BR)
+    m_t = o_t < length
+    m_r = o_r < r
+    row = i.to(tl.int64) * length
+
+    p_x = x_ptr + row * stride_xm
+    p_a = a_ptr + i.to(tl.int64) * stride_ai
+    o_x = o_t[:, None].to(INDEX) * stride_xm + o_k[None, :]  # [BT, BK]
+    o_a = o_k[:, None].to(INDEX) * stride_ak + o_r[None, :].to(INDEX) * stride_ar  # [BK, BR]
+    b_s = tl.zeros((BT, BR), dtype=tl.float32)
+    for k in range(0, K, BK):
+        m_k = o_k < K - k
+        b_x = tl.load(p_x + o_x, mask=m_t[:, None] & m_k[None, :], other=0.0).to(tl.float32)
+        b_a = tl.load(p_a + o_a, mask=m_k[:, None] & m_r[None, :], other=0.0).to(tl.float32)
+        b_s += tl.sum(b_x[:, :, None] * b_a[None, :, :], axis=1)
+        p_x += BK
+        p_a += BK * stride_ak
+    factor = tl.full((), scaling, tl.float32)
+    if scaling_ptr is not None:
+        factor = tl.load(scaling_ptr + i * stride_scaling).to(tl.float32)
+    b_s *= factor
+    if i_n == 0:
+        tl.store(s_ptr + row * r + o_t[:, None] * r + o_r[None, :], b_s, mask=m_t[:, None] & m_r[None, :])
+
+    p_b = b_ptr + i.to(tl.int64) * stride_bi
+    p_y = y_ptr + row * stride_ym
+    o_b = o_r[:, None].to(INDEX) * stride_br + o_n[None, :].to(INDEX) * stride_bn  # [BR, BN]
+    o_y = o_t[:, None].to(INDEX) * stride_ym + o_n[None, :]  # [BT, BN]
+    for n in range(i_n * share, tl.minimum(i_n * share + share, N), BN):
+        column = tl.cast(n, tl.int64)
+        m_n = o_n < N - n
+        b_b = tl.load(p_b + column * stride_bn + o_b, mask=m_r[:, None] & m_n[None, :], other=0.0).to(tl.float32)
+        b_y = tl.sum(b_s[:, :, None] * b_b[None, :, :], axis=1)
+        if bias_ptr is not None:
+            b_y += tl.load(bias_ptr + (column + o_n) * stride_bias, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        tl.store(p_y + column + o_y, b_y.to(y_ptr.dtype.element_ty), mask=m_t[:, None] & m_n[None, :])
+
+
+def decode(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scaling: float | Tensor,
+    segments: Segments,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x [B·T, K] with T <= 8, a [K, r] or [B, K, r], b [r, N] or [B, r, N] -> y [B·T, N] and S [B·T, r] fp32."""
+    (M, K), (r, N) = x.shape, b.shape[-2:]
+    y = x.new_empty(M, N)
+    s = torch.empty(M, r, dtype=torch.float32, device=x.device)
+    if M == 0:
+        return y, s
+    BT, BR = triton.next_power_of_2(segments.length), triton.next_power_of_2(r)
+    block = max(16, 4096 // (BT * BR))
+    columns = triton.cdiv(N, block)
+    pieces = max(1, min(columns, triton.cdiv(2 * multiprocessors(x.device), segments.batch)))
+    share = triton.cdiv(columns, pieces) * block
+    with device_guard(x):
+        decode_fwd_kernel[(segments.batch, triton.cdiv(N, share))](
+            x,
+            a,
+            b,
+            bias,
+            s,
+            y,
+            scaling if isinstance(scaling, Tensor) else None,
+            0.0 if isinstance(scaling, Tensor) else float(scaling),
+            N,
+            K,
+            r,
+            segments.length,
+            share,
+            x.stride(0),
+            a.stride(0) if a.dim() == 3 else 0,
+            a.stride(-2),
+            a.stride(-1),
+            b.stride(0) if b.dim() == 3 else 0,
+            b.stride(-2),
+            b.stride(-1),
+            y.stride(0),
+            0 if bias is None else bias.stride(0),
+            scaling.stride(0) if isinstance(scaling, Tensor) else 0,
+            INDEX=index_type((x, BT, block), (a, block, BR), (b, BR, block)),
+            BT=BT,
+            BK=block,
+            BN=block,
+            BR=BR,
+            num_warps=4,
+            num_stages=3,
+            enable_fp_fusion=True,
+        )
+    return y, s

@@ -1,0 +1,109 @@
+"""y = S·B + bias, or y += S·B in place: the delta alone, around a base GEMM that is not ours."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cora_kernels.segments import Segments
+from cora_kernels.triton.launch import count_slots, device_guard, index_type, precision, walk
+from cora_kernels.triton.tiles import first_slot, rows_of, segment_of_slot
+
+
+@triton.jit
+def expand_fwd_kernel(
+    s_ptr,
+    b_ptr,
+    bias_ptr,
+    y_ptr,
+    cu_ptr,
+    M,
+    N,
+    r,
+    n_segments,
+    length,
+    stride_bi,
+    stride_br,
+    stride_bn,
+    stride_ym,
+    stride_bias,
+    ADD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INDEX: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BR: tl.constexpr,
+):
+    """One [BM, BN] tile of y, of the rows of one sample."""
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
+    n_n = tl.cdiv(N, BN)
+    slot = tl.program_id(0) // n_n
+    i_n = tl.program_id(0) % n_n
+    i = segment_of_slot(cu_ptr, n_segments, length, slot, BM)
+    start, stop = rows_of(cu_ptr, length, M, i)
+    first = start + (slot - first_slot(cu_ptr, length, i, BM)) * BM
+    i_rows = tl.arange(0, BM)
+    i_columns = tl.arange(0, BN)
+    o_r = tl.arange(0, BR)
+    m_m = (first + i_rows >= start) & (first + i_rows < stop)
+    m_n = i_n * BN + i_columns < N
+    row = first.to(tl.int64)
+    column = i_n.to(tl.int64) * BN
+
+    p_s = s_ptr + row * r
+    p_b = b_ptr + i.to(tl.int64) * stride_bi + column * stride_bn
+    o_s = i_rows[:, None] * r + o_r[None, :]  # [BM, BR]
+    o_b = o_r[:, None].to(INDEX) * stride_br + i_columns[None, :].to(INDEX) * stride_bn  # [BR, BN]
+    b_y = tl.zeros((BM, BN), dtype=tl.float32)
+    for j in range(0, r, BR):
+        m_r = o_r < r - j
+        b_s = tl.load(p_s + j + o_s, mask=m_m[:, None] & m_r[None, :], other=0.0)
+        b_b = tl.load(p_b + o_b, mask=m_r[:, None] & m_n[None, :], other=0.0)
+        b_y = tl.dot(b_s.to(dtype), b_b.to(dtype), b_y, input_precision=PRECISION)
+        p_b += BR * stride_br
+    if bias_ptr is not None:
+        b_y += tl.load(bias_ptr + (column + i_columns) * stride_bias, mask=m_n, other=0.0).to(tl.float32)[None, :]
+    p_y = y_ptr + row * stride_ym + column + i_rows[:, None].to(INDEX) * stride_ym + i_columns[None, :]
+    m_y = m_m[:, None] & m_n[None, :]
+    if ADD:
+        b_y += tl.load(p_y, mask=m_y, other=0.0).to(tl.float32)
+    tl.store(p_y, b_y.to(dtype), mask=m_y)
+
+
+def expand(
+    s: Tensor, b: Tensor, segments: Segments, y: Tensor, bias: Tensor | None = None, add: bool = False
+) -> Tensor:
+    """y [M, N] = s [M, r]·b ([r, N] or [B, r, N]) + bias, or y += that, in place. Rows of y have unit inner stride."""
+    (M, N), r = y.shape, b.shape[-2]
+    cu_seqlens, n_segments, length = walked = walk(segments, b.dim() == 3)
+    if M == 0:
+        return y
+    rows = M // max(n_segments, 1)
+    BM, BN, BR = 16 if rows <= 16 else 64, 128, 16
+    with device_guard(y):
+        expand_fwd_kernel[(count_slots(walked, M, BM) * triton.cdiv(N, BN),)](
+            s,
+            b,
+            bias,
+            y,
+            cu_seqlens,
+            M,
+            N,
+            r,
+            n_segments,
+            length,
+            b.stride(0) if b.dim() == 3 else 0,
+            b.stride(-2),
+            b.stride(-1),
+            y.stride(0),
+            0 if bias is None else bias.stride(0),
+            ADD=add,
+            PRECISION=precision(y.dtype),
+            INDEX=index_type((b, BR, BN), (y, BM, BN)),
+            BM=BM,
+            BN=BN,
+            BR=BR,
+            num_warps=4,
+            num_stages=2,
+            enable_fp_fusion=True,
+        )
+    return y

@@ -1,0 +1,118 @@
+"""The ways to run a call with these kernels, and the choice among them by `cora_kernels.cost`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cora_kernels import cost
+from cora_kernels.segments import Segments
+from cora_kernels.triton.configs import outer_config, shrink_config
+from cora_kernels.triton.decode import decode
+from cora_kernels.triton.expand import expand
+from cora_kernels.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
+from cora_kernels.triton.outer import outer as launch_outer
+from cora_kernels.triton.shrink import shrink as launch_shrink
+
+
+def shrink(xs: Sequence[Tensor], factors: Sequence[Tensor], scaling: float | Tensor, segments: Segments) -> Tensor:
+    """Σ_j scaling · xs[j]·factors[j], fp32."""
+    rows = segments.rows if factors[0].dim() == 2 else segments.rows // max(segments.batch, 1)
+    config = shrink_config(cost.gpu_of(xs[0].device).arch, xs[0].dtype, rows)
+    return launch_shrink(xs, factors, scaling, segments, config)
+
+
+def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: torch.dtype) -> Tensor:
+    computed = torch.float32 if u.dtype == v.dtype == torch.float32 else torch.bfloat16
+    config = outer_config(cost.gpu_of(u.device).arch, computed)
+    return launch_outer(u, v, segments, per_sample, dtype, config)
+
+
+def forward(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    lora_as: Sequence[Tensor],
+    lora_bs: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    scaling: float | Tensor,
+    segments: Segments,
+    s: Sequence[Tensor] | None = None,
+    way: str | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The backend's forward. S that one projection computed serves the others that share its A. `way` forces one."""
+    ys, ss = [], [] if s is None else list(s)
+    for j, (weight, b, bias) in enumerate(zip(weights, lora_bs, biases, strict=True)):
+        i = j % len(lora_as)
+        ready = ss[i] if i < len(ss) else None
+        y, computed = _low_rank(x, weight.t(), lora_as[i], b, scaling, segments, ready, bias, None, way)
+        ys.append(y)
+        ss[i : i + 1] = [computed]
+    return ys, ss
+
+
+def backward_input(
+    gs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    lora_as: Sequence[Tensor],
+    lora_bs: Sequence[Tensor],
+    scaling: float | Tensor,
+    segments: Segments,
+    need_dx: bool,
+    ds: Sequence[Tensor] | None = None,
+    way: str | None = None,
+) -> tuple[Tensor | None, list[Tensor]]:
+    """The backend's backward_input: dx is the forward with g for x, Bᵀ for A and Aᵀ for B, summed over the group."""
+    factors, n_a = [b.transpose(-1, -2) for b in lora_bs], len(lora_as)
+    dss = [] if ds is None else list(ds)
+    if ds is None and n_a < len(gs):
+        dss = [shrink(gs, factors, scaling, segments)]
+    elif ds is None and not need_dx:
+        dss = [shrink([g], [factor], scaling, segments) for g, factor in zip(gs, factors, strict=True)]
+    if not need_dx:
+        return None, dss
+    dx: Any = None
+    for j, a in enumerate(lora_as):
+        ready = dss[j] if j < len(dss) else None
+        dx, computed = _low_rank(
+            gs[j], weights[j], factors[j], a.transpose(-1, -2), scaling, segments, ready, None, dx, way
+        )
+        dss[j : j + 1] = [computed]
+    for g, weight in zip(gs[n_a:], weights[n_a:], strict=True):
+        dx.addmm_(g, weight)
+    return dx, dss
+
+
+def _low_rank(
+    x: Tensor,
+    w: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scaling: float | Tensor,
+    segments: Segments,
+    s: Tensor | None,
+    bias: Tensor | None,
+    y: Tensor | None,
+    way: str | None,
+) -> tuple[Tensor, Tensor]:
+    """x·w + S·b + bias, added to y if there is one, and S: in the way asked for, or the fastest by the cost rule."""
+    problem = cost.Problem(
+        *(x.shape[0], x.shape[1], w.shape[1], b.shape[-2], segments.batch, segments.length, x.dtype),
+        sample_a=a.dim() == 3 or isinstance(scaling, Tensor),
+        sample_b=b.dim() == 3,
+        s_given=s is not None,
+    )
+    plans = cost.plans(problem, cost.gpu_of(x.device))
+    plan = next((plan for plan in plans if way in (None, plan.way)), plans[0])
+    if plan.way == "decode" and y is None:
+        y, s = decode(x, a, b, scaling, segments, bias)
+        return y.addmm_(x, w), s
+    if plan.way == "one_pass" and plan.config is not None:
+        return lowrank_gemm_one_pass(x, w, a, b, scaling, segments, plan.config, bias, y)
+    if s is None:
+        s = shrink([x], [a], scaling, segments)
+    if plan.config is not None:
+        return lowrank_gemm(x, w, s, b, segments, plan.config, bias, y), s
+    add = y is not None
+    y = expand(s, b, segments, x.new_empty(x.shape[0], w.shape[1]) if y is None else y, bias, add)
+    return y.addmm_(x, w), s

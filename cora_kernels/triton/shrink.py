@@ -1,0 +1,133 @@
+"""S = s·x·A, and dS = s·g·Bᵀ by the same kernel: long sums for few columns, split over K into fp32 planes."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cora_kernels.segments import Segments
+from cora_kernels.triton.configs import ShrinkConfig
+from cora_kernels.triton.launch import count_slots, device_guard, index_type, precision, rank_block, split_of, walk
+from cora_kernels.triton.planes import sum_planes
+from cora_kernels.triton.tiles import first_slot, rows_of, segment_of_slot
+
+
+@triton.jit
+def shrink_fwd_kernel(
+    x_ptr,
+    a_ptr,
+    s_ptr,
+    scaling_ptr,
+    cu_ptr,
+    scaling,
+    M,
+    K,
+    r,
+    n_segments,
+    length,
+    chunk,
+    stride_xm,
+    stride_ai,
+    stride_ak,
+    stride_ar,
+    stride_scaling,
+    PRECISION: tl.constexpr,
+    INDEX: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    BR: tl.constexpr,
+):
+    """One [BM, BR] tile of the rows of one sample, over `chunk` of K, into plane program_id(1)."""
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    slot = tl.program_id(0)
+    i_k = tl.program_id(1)
+    j = tl.program_id(2) * BR
+    i = segment_of_slot(cu_ptr, n_segments, length, slot, BM)
+    start, stop = rows_of(cu_ptr, length, M, i)
+    first = start + (slot - first_slot(cu_ptr, length, i, BM)) * BM
+    i_rows = tl.arange(0, BM)
+    m_m = (first + i_rows >= start) & (first + i_rows < stop)
+    o_k = tl.arange(0, BK)
+    o_r = tl.arange(0, BR)
+    m_r = o_r < r - j
+    k_start = i_k * chunk
+    k_stop = tl.minimum(k_start + chunk, K)
+
+    row = first.to(tl.int64)
+    p_x = x_ptr + row * stride_xm + k_start
+    p_a = a_ptr + i.to(tl.int64) * stride_ai + k_start.to(tl.int64) * stride_ak + j.to(tl.int64) * stride_ar
+    o_x = i_rows[:, None].to(INDEX) * stride_xm + o_k[None, :]  # [BM, BK]
+    o_a = o_k[:, None].to(INDEX) * stride_ak + o_r[None, :].to(INDEX) * stride_ar  # [BK, BR]
+    b_s = tl.zeros((BM, BR), dtype=tl.float32)
+    for k in range(k_start, k_stop, BK):
+        if EVEN_K:
+            b_x = tl.load(p_x + o_x, mask=m_m[:, None], other=0.0)
+            b_a = tl.load(p_a + o_a, mask=m_r[None, :], other=0.0)
+        else:
+            m_k = o_k < k_stop - k
+            b_x = tl.load(p_x + o_x, mask=m_m[:, None] & m_k[None, :], other=0.0)
+            b_a = tl.load(p_a + o_a, mask=m_k[:, None] & m_r[None, :], other=0.0)
+        b_s = tl.dot(b_x, b_a.to(dtype), b_s, input_precision=PRECISION)
+        p_x += BK
+        p_a += BK * stride_ak
+    factor = tl.full((), scaling, tl.float32)
+    if scaling_ptr is not None:
+        factor = tl.load(scaling_ptr + i * stride_scaling).to(tl.float32)
+    p_s = s_ptr + (i_k.to(tl.int64) * M + row) * r + j
+    tl.store(p_s + i_rows[:, None] * r + o_r[None, :], b_s * factor, mask=m_m[:, None] & m_r[None, :])
+
+
+def shrink(
+    xs: Sequence[Tensor], factors: Sequence[Tensor], scaling: float | Tensor, segments: Segments, config: ShrinkConfig
+) -> Tensor:
+    """Σ_j scaling · xs[j] [M, K_j] · factors[j] ([K_j, r] or [B, K_j, r]), summed in the order of j: [M, r] fp32."""
+    M, r = xs[0].shape[0], factors[0].shape[-1]
+    slots = count_slots(walk(segments, factors[0].dim() == 3 or isinstance(scaling, Tensor)), M, config.BM)
+    splits = [split_of(slots, triton.cdiv(x.shape[1], config.BK), x.device) for x in xs]
+    planes = torch.empty(sum(splits), M, r, dtype=torch.float32, device=xs[0].device)
+    done = 0
+    for x, factor, split in zip(xs, factors, splits, strict=True):
+        _launch(x, factor, scaling, segments, planes[done : done + split], config)
+        done += split
+    return sum_planes(planes, torch.float32)
+
+
+def _launch(x, a, scaling, segments, planes, config):
+    (M, K), r = x.shape, a.shape[-1]
+    if M == 0:
+        return
+    cu_seqlens, n_segments, length = walked = walk(segments, a.dim() == 3 or isinstance(scaling, Tensor))
+    BM, BK, BR = config.BM, config.BK, rank_block(r)
+    chunk = triton.cdiv(triton.cdiv(K, BK), planes.shape[0]) * BK
+    with device_guard(x):
+        shrink_fwd_kernel[(count_slots(walked, M, BM), planes.shape[0], triton.cdiv(r, BR))](
+            x,
+            a,
+            planes,
+            scaling if isinstance(scaling, Tensor) else None,
+            cu_seqlens,
+            0.0 if isinstance(scaling, Tensor) else float(scaling),
+            M,
+            K,
+            r,
+            n_segments,
+            length,
+            chunk,
+            x.stride(0),
+            a.stride(0) if a.dim() == 3 else 0,
+            a.stride(-2),
+            a.stride(-1),
+            scaling.stride(0) if isinstance(scaling, Tensor) else 0,
+            PRECISION=precision(x.dtype),
+            INDEX=index_type((x, BM, BK), (a, BK, BR)),
+            EVEN_K=K % BK == 0,
+            BM=BM,
+            BK=BK,
+            BR=BR,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            enable_fp_fusion=True,
+        )
