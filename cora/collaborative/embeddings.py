@@ -114,12 +114,11 @@ class _Rows:
             expected, got = ("str", "integers") if self._is_text else ("integers", "str")
             raise TypeError(f"{self.kind}_ids: the embeddings have {expected}, got {got} such as {wanted[0]!r}")
         rows = [self._row.get(one, len(self.ids)) for one in wanted]
-        new = {one for one, row in zip(wanted, rows, strict=True) if row == len(self.ids)} - self._reported
+        new = [one for one in dict.fromkeys(wanted) if one not in self._row and one not in self._reported]
         if new:
-            self._reported |= new
+            self._reported.update(new)
             warnings.warn(
-                f"{len(new)} unknown {self.kind} ids get the mean embedding, for example {sorted(new)[:5]}",  # type: ignore[type-var]
-                stacklevel=3,
+                f"{len(new)} unknown {self.kind} ids get the mean embedding, for example {new[:5]}", stacklevel=3
             )
         return torch.tensor(rows, dtype=torch.int64)
 
@@ -151,7 +150,9 @@ def _pack(ids: list[int] | list[str]) -> Tensor:
     if not isinstance(ids[0], str):
         return torch.tensor(ids, dtype=torch.int64)
     encoded = [str(one).encode() for one in ids]
-    width = max(len(one) for one in encoded)
+    if any(b"\0" in one for one in encoded):
+        raise ValueError("ids that hold a zero byte cannot be saved")
+    width = max(1, *(len(one) for one in encoded))
     return torch.frombuffer(bytearray(b"".join(one.ljust(width, b"\0") for one in encoded)), dtype=torch.uint8).view(
         len(ids), width
     )

@@ -39,7 +39,7 @@ def load_interactions(source: str | os.PathLike[str], positive_rating: float = 4
 
     label = the source's own `label` (0 or 1) where it has one, else 1 if rating ≥ positive_rating.
     Tables need user_id, item_id, timestamp, title and rating or label; RecBole's `.item` file gives the titles.
-    timestamp: seconds since 1970, or a date. Ids made of digits in text files become int64; all others stay str.
+    timestamp: seconds since 1970, or a date. Ids in text files (RecBole, CSV) become int64 if all are whole numbers.
     A repeated (user, item, timestamp) is one event: the last row counts, and the number dropped is warned of.
 
     Raises FileNotFoundError if there is nothing at `source`; ValueError, naming file and column, for a missing column,
@@ -107,14 +107,14 @@ def _read_recbole(inter: Path) -> tuple[pd.DataFrame, dict[Hashable, str]]:
     names = items[title].str.strip()
     if "release_year" in items:
         year = items["release_year"].str.strip()
-        names = names.where(year == "", names + " (" + year + ")")
+        names = names.where(~year.str.fullmatch(r"\d{4}"), names + " (" + year + ")")
     # Text ids turn into numbers in both files or in neither.
-    ids = _ids(pd.concat([items["item_id"], rows["item_id"]], ignore_index=True), item)
+    ids = _ids(pd.concat([items["item_id"], rows["item_id"]], ignore_index=True), item, parse=True)
     item_ids, rows["item_id"] = ids[: len(items)], ids[len(items) :].to_numpy()
     repeated = item_ids[item_ids.duplicated()].tolist()
     if repeated:
         raise ValueError(f"{item}: item_id must be unique, {len(repeated)} repeated, for example {repeated[:3]}")
-    rows["user_id"] = _ids(rows["user_id"], inter)
+    rows["user_id"] = _ids(rows["user_id"], inter, parse=True)
     return rows, dict(zip(item_ids.tolist(), names.tolist(), strict=True))
 
 
@@ -133,12 +133,11 @@ def _read_tables(parts: dict[str, Path], path: Path) -> tuple[pd.DataFrame, dict
     """One or several parquet or CSV files with titles in them; more than one file gives a `split` column."""
     tables = []
     for part, file in parts.items():
-        text = file.suffix == ".csv"
-        table = _columns(_text_table(file) if text else pd.read_parquet(file), file, "title")
+        table = _columns(_text_table(file) if file.suffix == ".csv" else pd.read_parquet(file), file, "title")
         tables.append(table.assign(split=part) if part else table)
     rows = pd.concat(tables, ignore_index=True)
     for column in ("user_id", "item_id"):
-        rows[column] = _ids(rows[column], path)
+        rows[column] = _ids(rows[column], path, parse=all(file.suffix == ".csv" for file in parts.values()))
     named = rows[["item_id", "title"]].drop_duplicates()
     conflicting = named.loc[named["item_id"].duplicated(), "item_id"].tolist()
     if conflicting:
@@ -179,8 +178,8 @@ def _columns(rows: pd.DataFrame, path: Path, *more: str) -> pd.DataFrame:
     return rows
 
 
-def _ids(column: pd.Series, path: Path) -> pd.Series:
-    """int64 for integers and for text made of nothing but canonical integers, else str."""
+def _ids(column: pd.Series, path: Path, parse: bool) -> pd.Series:
+    """int64 for integers, also for text of whole numbers alone where text is to be parsed; else str."""
     if pd.api.types.is_integer_dtype(column.dtype) and not column.hasnans:
         return column.astype(np.int64)
     text = column.astype(str).str.strip()
@@ -189,7 +188,9 @@ def _ids(column: pd.Series, path: Path) -> pd.Series:
         raise ValueError(f"{path}: {column.name} is missing in {missing} of {len(column)} rows")
     if pd.api.types.is_float_dtype(column.dtype):
         raise ValueError(f"{path}: {column.name} must be integer or text, got {column.dtype}")
-    return text.astype(np.int64) if text.str.fullmatch(r"0|-?[1-9]\d{0,17}").all() else text.astype(object)
+    # "007" is a name: an id must read the same when written back.
+    whole = parse and text.str.fullmatch(r"0|-?[1-9]\d{0,17}").all()
+    return text.astype(np.int64 if whole else object)
 
 
 def _numbers(column: pd.Series, path: Path) -> pd.Series:
@@ -204,17 +205,13 @@ def _numbers(column: pd.Series, path: Path) -> pd.Series:
 
 def _seconds(column: pd.Series, path: Path) -> pd.Series:
     """Seconds since 1970 as int64, from numbers of seconds or from dates (without a zone: UTC)."""
-    numeric = (
-        pd.api.types.is_numeric_dtype(column.dtype) or pd.to_numeric(column.iloc[:1], errors="coerce").notna().all()
-    )
-    if numeric:
+    if _is_numeric(column):
         seconds = np.floor(_numbers(column, path)).astype(np.int64)
-        if seconds.abs().max() >= _LAST_SECOND:
-            raise ValueError(
-                f"{path}: timestamp must be in seconds since 1970, got {seconds.abs().max()} (milliseconds?)"
-            )
+        last = seconds.abs().max()
+        if last >= _LAST_SECOND:
+            raise ValueError(f"{path}: timestamp must be in seconds since 1970, got {last} (milliseconds?)")
         return seconds
-    times = pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601")
+    times = pd.to_datetime(column, utc=True, errors="coerce")
     if times.isna().any():
         raise ValueError(
             f"{path}: timestamp must be seconds since 1970 or a date, got {column[times.isna()].iloc[0]!r}"
@@ -222,10 +219,17 @@ def _seconds(column: pd.Series, path: Path) -> pd.Series:
     return times.dt.as_unit("s").astype(np.int64)
 
 
+def _is_numeric(column: pd.Series) -> bool:
+    """Numbers, or text whose first cell is a number."""
+    if pd.api.types.is_datetime64_any_dtype(column.dtype):
+        return False
+    return bool(pd.to_numeric(column.iloc[:1], errors="coerce").notna().all())
+
+
 def _labelled(rows: pd.DataFrame, positive_rating: float, path: Path) -> pd.DataFrame:
     """The frame's columns in their order, `label` from the source or from the rating."""
     if "label" in rows:
-        others = sorted(set(rows["label"].unique()) - {0.0, 1.0})
+        others = sorted(set(rows["label"].tolist()) - {0.0, 1.0})
         if others:
             raise ValueError(f"{path}: label must be 0 or 1, found {others[:5]}")
     else:

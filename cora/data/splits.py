@@ -1,6 +1,5 @@
 """Splits in time and histories that hold only the past."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +17,10 @@ class Splits:
     valid: pd.DataFrame
     test: pd.DataFrame | None
 
-    def __iter__(self) -> Iterator[tuple[str, pd.DataFrame]]:
-        """(name, frame) of every part there is."""
-        for name in ("train", "valid", "test"):
-            frame = getattr(self, name)
-            if frame is not None:
-                yield name, frame
+    def parts(self) -> dict[str, pd.DataFrame]:
+        """The parts there are by name: train, valid and, where the source has one, test."""
+        parts = {"train": self.train, "valid": self.valid}
+        return parts if self.test is None else parts | {"test": self.test}
 
 
 def split(
@@ -113,11 +110,10 @@ def add_histories(splits: Splits, max_history: int = 10) -> Splits:
     """
     if max_history < 0:
         raise ValueError(f"max_history: expected at least 0, got {max_history}")
-    parts = list(splits)
-    rows = pd.concat([frame for _, frame in parts], ignore_index=True)
-    histories = _histories(rows, max_history)
+    parts = splits.parts()
+    histories = _histories(pd.concat(parts.values(), ignore_index=True), max_history)
     done, start = {}, 0
-    for name, frame in parts:
+    for name, frame in parts.items():
         column = pd.Series(histories[start : start + len(frame)], index=frame.index, dtype=object)
         done[name] = frame.assign(history=column)
         start += len(frame)
