@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,12 +36,12 @@ class CollaborativeEmbeddings:
         self._item_rows = _Rows("item", item_ids, len(items))
 
     @property
-    def user_ids(self) -> list[int] | list[str]:
+    def user_ids(self) -> list[Any]:
         """The id of each row of `users`."""
         return self._user_rows.ids
 
     @property
-    def item_ids(self) -> list[int] | list[str]:
+    def item_ids(self) -> list[Any]:
         """The id of each row of `items`."""
         return self._item_rows.ids
 
@@ -146,7 +147,7 @@ def _checked(name: str, matrix: Tensor) -> Tensor:
     return matrix.detach().cpu()
 
 
-def _pack(ids: list[int] | list[str]) -> Tensor:
+def _pack(ids: list[Any]) -> Tensor:
     if not isinstance(ids[0], str):
         return torch.tensor(ids, dtype=torch.int64)
     encoded = [str(one).encode() for one in ids]

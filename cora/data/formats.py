@@ -3,9 +3,10 @@
 import csv
 import os
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ class Interactions:
     """
 
     frame: pd.DataFrame
-    titles: dict[Hashable, str]
+    titles: dict[Any, str]
     name: str
 
 
@@ -60,7 +61,7 @@ def load_interactions(source: str | os.PathLike[str], positive_rating: float = 4
     return Interactions(frame, titles, name if name in NAMED_DATA else path.stem)
 
 
-def _read(path: Path) -> tuple[pd.DataFrame, dict[Hashable, str]]:
+def _read(path: Path) -> tuple[pd.DataFrame, dict[Any, str]]:
     if path.is_dir():
         parts = _part_files(path)
         if parts:
@@ -93,7 +94,7 @@ def _part_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _read_recbole(inter: Path) -> tuple[pd.DataFrame, dict[Hashable, str]]:
+def _read_recbole(inter: Path) -> tuple[pd.DataFrame, dict[Any, str]]:
     item = inter.with_suffix(".item")
     if not item.exists():
         raise FileNotFoundError(f"{inter}: the titles are missing, expected them in {item}")
@@ -129,7 +130,7 @@ def _atomic(path: Path) -> pd.DataFrame:
     return rows.rename(columns=lambda c: c.rpartition(":")[0])
 
 
-def _read_tables(parts: dict[str, Path], path: Path) -> tuple[pd.DataFrame, dict[Hashable, str]]:
+def _read_tables(parts: dict[str, Path], path: Path) -> tuple[pd.DataFrame, dict[Any, str]]:
     """One or several parquet or CSV files with titles in them; more than one file gives a `split` column."""
     tables = []
     for part, file in parts.items():

@@ -1,7 +1,7 @@
 """What the language model reads: a user's history and one item, as text and as tokens."""
 
 import string
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         frame: pd.DataFrame,
-        titles: Mapping[Hashable, str],
+        titles: Mapping[Any, str],
         tokenizer: "PreTrainedTokenizerBase",
         template: PromptTemplate | None = None,
         max_length: int = 512,

@@ -6,6 +6,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands run, for real."""
     commands = []
 
-    def run(command: list[str], **options: object) -> object:
+    def run(command: list[str], **options: Any) -> Any:
         commands.append(command)
         return original(command, **options)
 
@@ -173,6 +174,6 @@ def test_smollm2_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert tokenizer.pad_token_id is not None
     chat = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    prompt: Any = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(answer)
