@@ -58,7 +58,7 @@ def load_interactions(source: str | os.PathLike[str], positive_rating: float = 4
     if untitled:
         raise ValueError(f"{path}: {len(untitled)} items have no title, for example {untitled[:3]}")
     frame = _labelled(rows, positive_rating, path).sort_values("timestamp", kind="stable", ignore_index=True)
-    return Interactions(frame, titles, name if name in NAMED_DATA else path.stem)
+    return Interactions(frame, titles, name if name in NAMED_DATA else path.name if path.is_dir() else path.stem)
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, dict[Any, str]]:
