@@ -22,7 +22,7 @@ else:
     _unavailable = None
     if _C.torch_version != torch.__version__.split("+")[0]:
         _unavailable = f"the native extension was built for torch {_C.torch_version}, this is {torch.__version__}"
-    elif not _C.cpu_isas():
+    elif _C.cpu_isa() is None:
         _unavailable = "the CPU kernels need an x86 processor with AVX2, FMA and F16C"
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -23,12 +23,15 @@ TORCH_LIBRARY(cora_kernels, m) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("torch_version") = TORCH_VERSION;
-  // The instruction sets of this machine that have kernels, the one in use first.
+  // The instruction set in use, and all that this machine could use.
+  m.def("cpu_isa", []() -> std::optional<std::string> {
+    const cora::Kernels* kernels = cora::chosen_kernels ? cora::chosen_kernels : cora::find_kernels();
+    return kernels ? std::optional<std::string>(kernels->name) : std::nullopt;
+  });
   m.def("cpu_isas", []() {
     std::vector<std::string> names;
-    if (cora::chosen_kernels) names.push_back(cora::chosen_kernels->name);
-    for (const char* name : {"avx512_bf16", "avx512", "avx2"}) {
-      if (cora::find_kernels(name) && (names.empty() || names[0] != name)) names.push_back(name);
+    for (const char* name : {"amx", "avx512_bf16", "avx512", "avx2"}) {
+      if (cora::find_kernels(name)) names.push_back(name);
     }
     return names;
   });

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "kernels_amx.h"
+
 namespace cora {
 
 #ifdef __x86_64__
@@ -15,12 +17,15 @@ const Kernels* find_kernels(const char* name) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  // brgemm runs without AMX too, in AVX-512, but no faster than the kernels here: then it serves only by name.
+  const bool amx = avx512_bf16 && brgemm_usable() && (name || __builtin_cpu_supports("amx-bf16"));
+  static const Kernels kernels_amx = with_amx(kernels_avx512_bf16);
   struct Candidate {
     const Kernels& kernels;
     bool usable;
   };
-  for (const auto& [kernels, usable] : {Candidate{kernels_avx512_bf16, avx512_bf16}, Candidate{kernels_avx512, avx512},
-                                        Candidate{kernels_avx2, avx2}}) {
+  for (const auto& [kernels, usable] : {Candidate{kernels_amx, amx}, Candidate{kernels_avx512_bf16, avx512_bf16},
+                                        Candidate{kernels_avx512, avx512}, Candidate{kernels_avx2, avx2}}) {
     if (usable && (!name || !std::strcmp(name, kernels.name))) return &kernels;
   }
 #endif

@@ -22,6 +22,10 @@ struct Kernels {
   // columns at a time.
   void (*row_product)(const float* row, const Matrix& factor, int64_t depth, int64_t cols, bool by_row, bool add,
                       float* out);
+  // c [rows x 48] += strip, in bf16 pairs, for any number of rows: by matrix units that want more rows than a tile has.
+  // Null: there are none. release gives them back at the end of a thread's work.
+  void (*block_product)(int64_t rows, const Strip& strip, float* c);
+  void (*release)();
   // Packs src [depth x cols], cols <= 48, into dst; columns up to panel_stride are zero.
   void (*pack)(Panel kind, const Matrix& src, int64_t depth, int64_t cols, void* dst, int64_t panel_stride);
   // Copies `cols` elements into fp32, or rounds them to bf16 if to_bf16; zeroes up to the next even column.
@@ -32,7 +36,7 @@ struct Kernels {
   void (*store_transposed)(const float* c, int64_t p, int64_t q, Dtype dtype, void* dst, int64_t dst_stride);
 };
 
-// The best table this machine runs, or the one named, or null: "avx2", "avx512", "avx512_bf16".
+// The best table this machine runs, or the one named, or null: "avx2", "avx512", "avx512_bf16", "amx".
 const Kernels* find_kernels(const char* name = nullptr);
 
 }  // namespace cora

@@ -380,6 +380,8 @@ constexpr Kernels table(const char* name) {
           {tile<Widened<Panel::kFloat, Role::kWeight>, Factor>, tile_bf16,
            tile<Widened<Panel::kHalf, Role::kWeight>, Factor>},
           row_product,
+          nullptr,
+          nullptr,
           pack,
           convert_row,
           store_row,

@@ -21,8 +21,7 @@ using OptionalTensor = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
 
 const Kernels& kernels() {
-  static const Kernels* best = find_kernels();
-  const Kernels* kernels = chosen_kernels ? chosen_kernels : best;
+  const Kernels* kernels = chosen_kernels ? chosen_kernels : find_kernels();
   TORCH_CHECK(kernels, "the CPU kernels need a processor with AVX2, FMA and F16C");
   return *kernels;
 }

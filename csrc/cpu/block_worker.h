@@ -1,0 +1,351 @@
+// Works off row blocks of a LowRankGemm, tile by tile: one worker for each thread, over the thread's scratch memory.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "lowrank_gemm.h"
+#include "scratch.h"
+
+namespace cora {
+
+// Samples of at most this many rows, as in decoding, read their factors in place: packing them would cost more.
+constexpr int64_t kFewRows = 3;
+
+// Their products are computed this much at a time: long stretches of the factors' rows, but no more than stays in L2.
+constexpr int64_t kProductBytes = 256 * 1024;
+
+inline int64_t panels_of(int64_t cols) { return (cols + kTileCols - 1) / kTileCols; }
+
+template <class Terms>
+bool any_per_sample(const Terms& terms) {
+  return std::any_of(terms.begin(), terms.end(), [](const auto& term) { return term.factor.batch_stride != 0; });
+}
+
+class BlockWorker {
+ public:
+  BlockWorker(const LowRankGemm& gemm, const Kernels& kernels, int64_t max_rows)
+      : gemm_(gemm),
+        kernels_(kernels),
+        max_rows_(max_rows),
+        low_(low_panel(gemm.dtype, kernels)),
+        row_bytes_(low_ == Panel::kPairs ? 2 : 4),
+        by_block_(low_ == Panel::kPairs && kernels.block_product),
+        group_panels_(std::max<int64_t>(kProductBytes / (max_rows * kTileCols * 4), 1)) {
+    Scratch& scratch = Scratch::of_thread(carve(nullptr));
+    carve(&scratch);
+  }
+
+  ~BlockWorker() {
+    if (by_block_) kernels_.release();
+  }
+
+  // Makes rows [begin, end) current.
+  void load(int64_t begin, int64_t end) {
+    begin_ = begin;
+    end_ = end;
+    for (size_t i = 0; i < gemm_.operands.size(); ++i) {
+      const Rows& rows = gemm_.operands[i];
+      const char* source = static_cast<const char*>(rows.data) + begin * rows.stride * size_of(gemm_.dtype);
+      if (in_place(rows)) {
+        operands_[i] = {source, rows.stride};
+        continue;
+      }
+      const int64_t stride = round_up(rows.depth, 2);
+      for (int64_t row = 0; row < end - begin; ++row) {
+        kernels_.convert_row(source + row * rows.stride * size_of(gemm_.dtype), gemm_.dtype, rows.depth,
+                             low_ == Panel::kPairs, converted_[i] + row * stride * row_bytes_);
+      }
+      operands_[i] = {converted_[i], stride};
+    }
+  }
+
+  // S of the current rows.
+  void shrink() {
+    for (const Shrink& shrink : gemm_.shrinks) {
+      if (shrink.terms.empty()) continue;
+      const bool per_sample = gemm_.scales || any_per_sample(shrink.terms);
+      for (int64_t col = 0; col < shrink.rank; col += kTileCols) {
+        for (int64_t row = begin_; row < end_;) {
+          const int64_t sample = per_sample ? gemm_.segments.find(row) : 0;
+          const int64_t stop = per_sample ? std::min(end_, gemm_.segments.end(sample)) : end_;
+          if (in_place(shrink.terms, sample)) {
+            for (; row < stop; ++row)
+              shrink_row(shrink, sample, row, col);
+          } else {
+            shrink_rows(shrink, sample, row, stop, col);
+          }
+          row = stop;
+        }
+      }
+    }
+  }
+
+  // Panels [first, last) of all outputs, counted through, for the current rows; S is there.
+  void expand(int64_t first, int64_t last) {
+    round_s();
+    for (const Output& output : gemm_.outputs) {
+      const int64_t panels = panels_of(output.cols);
+      const int64_t stop = std::min(last, panels);
+      for (int64_t group = std::max<int64_t>(first, 0); group < stop; group += group_panels_) {
+        const int64_t group_stop = std::min(stop, group + group_panels_);
+        expand_rows_in_place(output, group * kTileCols, std::min(output.cols, group_stop * kTileCols));
+        for (int64_t panel = group; panel < group_stop; ++panel)
+          expand_panel(output, panel, panel - group);
+      }
+      first -= panels;
+      last -= panels;
+    }
+  }
+
+ private:
+  struct Operand {
+    const char* data;
+    int64_t stride;
+  };
+
+  bool in_place(const Rows& rows) const {
+    return gemm_.dtype == Dtype::kFloat || (low_ == Panel::kPairs && rows.depth % 2 == 0);
+  }
+
+  // Whether this sample's rows are multiplied one by one. Nothing but the sample decides: not the threads, nor the
+  // tile.
+  template <class Terms>
+  bool in_place(const Terms& terms, int64_t sample) const {
+    return gemm_.segments.end(sample) - gemm_.segments.begin(sample) <= kFewRows && any_per_sample(terms) &&
+           std::all_of(terms.begin(), terms.end(), [](const auto& term) { return term.factor.col_stride == 1; });
+  }
+
+  // Takes the working memory from scratch; with null only adds up its size.
+  int64_t carve(Scratch* scratch) {
+    int64_t bytes = 0;
+    const auto take = [&](int64_t size) {
+      bytes += Scratch::padded(size);
+      return scratch ? scratch->take(size) : nullptr;
+    };
+    converted_.clear();
+    rounded_s_.clear();
+    shrink_panels_.clear();
+    expand_panels_.clear();
+    for (const Rows& rows : gemm_.operands) {
+      converted_.push_back(in_place(rows) ? nullptr : take(max_rows_ * round_up(rows.depth, 2) * row_bytes_));
+    }
+    for (const Shrink& shrink : gemm_.shrinks) {
+      rounded_s_.push_back(low_ == Panel::kPairs ? take(max_rows_ * round_up(shrink.rank, 2) * 2) : nullptr);
+    }
+    for (const Rows& rows : gemm_.operands)
+      shrink_panels_.push_back(take(panel_bytes(low_, rows.depth)));
+    size_t expands = 0;
+    int64_t rank = 0;
+    for (const Output& output : gemm_.outputs)
+      expands = std::max(expands, output.expands.size());
+    for (const Shrink& shrink : gemm_.shrinks)
+      rank = std::max(rank, shrink.rank);
+    for (size_t i = 0; i < expands; ++i)
+      expand_panels_.push_back(take(panel_bytes(low_, rank)));
+    int64_t depth = 0;
+    for (const Rows& rows : gemm_.operands)
+      depth = std::max(depth, rows.depth);
+    row_ = reinterpret_cast<float*>(take(round_up(depth, 2) * 4));
+    products_ = reinterpret_cast<float*>(take(max_rows_ * group_panels_ * kTileCols * 4));
+    block_ = reinterpret_cast<float*>(take(by_block_ ? max_rows_ * kTileCols * 4 : 0));
+    operands_.resize(gemm_.operands.size());
+    packed_sample_.resize(expands);
+    return bytes;
+  }
+
+  Strip strip(int operand, int64_t row, const void* panel, int64_t panel_stride) const {
+    const Operand& rows = operands_[operand];
+    return {rows.data + (row - begin_) * rows.stride * row_bytes_, rows.stride, panel, panel_stride,
+            gemm_.operands[operand].depth};
+  }
+
+  // Columns from `col` on of S for rows [begin, end), which share one sample's factors.
+  void shrink_rows(const Shrink& shrink, int64_t sample, int64_t begin, int64_t end, int64_t col) {
+    const int64_t cols = std::min<int64_t>(shrink.rank - col, kTileCols);
+    const int64_t panel_stride = round_up(cols, 16);
+    for (const ShrinkTerm& term : shrink.terms) {
+      const Matrix factor = term.factor.block(sample, 0, col);
+      kernels_.pack(low_, factor, gemm_.operands[term.operand].depth, cols, shrink_panels_[term.operand], panel_stride);
+    }
+    const Destination to{nullptr, shrink.rank, true, gemm_.scales ? gemm_.scales[sample] : gemm_.scale, nullptr};
+    strips_.resize(shrink.terms.size());
+    for (int64_t row = begin; row < end; row += kTileRows) {
+      const int rows = std::min<int64_t>(end - row, kTileRows);
+      for (size_t t = 0; t < shrink.terms.size(); ++t) {
+        const int operand = shrink.terms[t].operand;
+        strips_[t] = strip(operand, row, shrink_panels_[operand], panel_stride);
+      }
+      fetch_rows(row + kTileRows, std::min(end_, row + 2 * kTileRows));
+      Destination tile_to = to;
+      tile_to.data = shrink.s + row * shrink.rank + col;
+      tile()(rows, cols, nullptr, 0, strips_.data(), strips_.size(), false, c_, &tile_to);
+    }
+  }
+
+  void shrink_row(const Shrink& shrink, int64_t sample, int64_t row, int64_t col) {
+    const int64_t cols = std::min<int64_t>(shrink.rank - col, kTileCols);
+    for (const ShrinkTerm& term : shrink.terms) {
+      const Rows& rows = gemm_.operands[term.operand];
+      const char* source = static_cast<const char*>(rows.data) + row * rows.stride * size_of(gemm_.dtype);
+      kernels_.convert_row(source, gemm_.dtype, rows.depth, false, row_);
+      kernels_.row_product(row_, term.factor.block(sample, 0, col), rows.depth, cols, false, &term != &shrink.terms[0],
+                           c_);
+    }
+    const float scale = gemm_.scales ? gemm_.scales[sample] : gemm_.scale;
+    for (int64_t j = 0; j < cols; ++j)
+      shrink.s[row * shrink.rank + col + j] = scale * c_[j];
+  }
+
+  // The operands are read here for the first time: asks for the rows of the next tile while this one is multiplied.
+  void fetch_rows(int64_t begin, int64_t end) const {
+    for (size_t i = 0; i < operands_.size(); ++i) {
+      const int64_t bytes = gemm_.operands[i].depth * row_bytes_;
+      for (int64_t row = begin; row < end; ++row) {
+        const char* data = operands_[i].data + (row - begin_) * operands_[i].stride * row_bytes_;
+        for (int64_t b = 0; b < bytes; b += 64)
+          __builtin_prefetch(data + b, 0, 2);
+      }
+    }
+  }
+
+  // The current rows of S as bf16, where that is what is multiplied.
+  void round_s() {
+    if (low_ != Panel::kPairs) return;
+    for (size_t i = 0; i < gemm_.shrinks.size(); ++i) {
+      const Shrink& shrink = gemm_.shrinks[i];
+      for (int64_t row = begin_; row < end_; ++row) {
+        kernels_.convert_row(shrink.s + row * shrink.rank, Dtype::kFloat, shrink.rank, true,
+                             rounded_s_[i] + (row - begin_) * round_up(shrink.rank, 2) * 2);
+      }
+    }
+  }
+
+  // products = S · E[sample], columns [col, end), for the rows whose factors are read in place.
+  void expand_rows_in_place(const Output& output, int64_t col, int64_t end) {
+    for (int64_t row = begin_; row < end_; ++row) {
+      const int64_t sample = gemm_.segments.find(row);
+      if (!in_place(output.expands, sample)) continue;
+      for (const ExpandTerm& term : output.expands) {
+        const Shrink& shrink = gemm_.shrinks[term.shrink];
+        kernels_.row_product(shrink.s + row * shrink.rank, term.factor.block(sample, 0, col), shrink.rank, end - col,
+                             true, &term != &output.expands[0], products_ + (row - begin_) * group_panels_ * kTileCols);
+      }
+    }
+  }
+
+  void expand_panel(const Output& output, int64_t panel, int64_t place) {
+    const int64_t col = panel * kTileCols;
+    const int cols = std::min<int64_t>(output.cols - col, kTileCols);
+    const bool per_sample = any_per_sample(output.expands);
+    std::fill(packed_sample_.begin(), packed_sample_.end(), -1);
+    if (by_block_) multiply_block(output, panel, place);
+    for (int64_t row = begin_; row < end_; row += kTileRows) {
+      const int rows = std::min<int64_t>(end_ - row, kTileRows);
+      float* c = by_block_ ? block_ + (row - begin_) * kTileCols : c_;
+      strips_.clear();
+      if (!by_block_) add_bases(output, panel, row);
+      const int n_base = strips_.size();
+      const int64_t sample = per_sample ? gemm_.segments.find(row) : 0;
+      const Destination to = destination(output, row, col);
+      if (!per_sample || (gemm_.segments.end(sample) >= row + rows && !in_place(output.expands, sample))) {
+        add_expands(output, sample, row, col, cols);
+        tile()(rows, cols, strips_.data(), n_base, strips_.data() + n_base, strips_.size() - n_base, by_block_, c, &to);
+        continue;
+      }
+      // A tile of several samples: those whose products are ready begin with them, the others get their own terms
+      // after.
+      const bool all = all_in_place(output, row, rows);
+      if (!by_block_) begin_rows(output, row, rows, place, c);
+      tile()(rows, cols, strips_.data(), n_base, nullptr, 0, true, c, all ? &to : nullptr);
+      for (int64_t start = row; !all && start < row + rows;) {
+        const int64_t owner = gemm_.segments.find(start);
+        const int64_t stop = std::min(row + rows, gemm_.segments.end(owner));
+        const Destination part = destination(output, start, col);
+        strips_.clear();
+        if (!in_place(output.expands, owner)) add_expands(output, owner, start, col, cols);
+        tile()(stop - start, cols, nullptr, 0, strips_.data(), strips_.size(), true, c + (start - row) * kTileCols,
+               &part);
+        start = stop;
+      }
+    }
+  }
+
+  bool all_in_place(const Output& output, int64_t row, int64_t rows) const {
+    for (int64_t i = row; i < row + rows; ++i) {
+      if (!in_place(output.expands, gemm_.segments.find(i))) return false;
+    }
+    return true;
+  }
+
+  // c [rows x 48] = the products that are ready, zero in the other rows.
+  void begin_rows(const Output& output, int64_t row, int64_t rows, int64_t place, float* c) const {
+    for (int64_t i = row; i < row + rows; ++i, c += kTileCols) {
+      if (in_place(output.expands, gemm_.segments.find(i))) {
+        std::copy_n(products_ + ((i - begin_) * group_panels_ + place) * kTileCols, kTileCols, c);
+      } else {
+        std::fill_n(c, kTileCols, 0.f);
+      }
+    }
+  }
+
+  // block [rows x 48] = what its rows begin with + Σ bases, for all current rows at once.
+  void multiply_block(const Output& output, int64_t panel, int64_t place) {
+    begin_rows(output, begin_, end_ - begin_, place, block_);
+    strips_.clear();
+    add_bases(output, panel, begin_);
+    for (const Strip& base : strips_)
+      kernels_.block_product(end_ - begin_, base, block_);
+  }
+
+  void add_bases(const Output& output, int64_t panel, int64_t row) {
+    for (const BaseTerm& base : output.bases) {
+      const int64_t bytes = panel_bytes(base_panel(gemm_.dtype), gemm_.operands[base.operand].depth);
+      strips_.push_back(strip(base.operand, row, base.panels + panel * bytes, kTileCols));
+    }
+  }
+
+  Destination destination(const Output& output, int64_t row, int64_t col) const {
+    char* data = static_cast<char*>(output.data) + (row * output.cols + col) * size_of(gemm_.dtype);
+    return {data, output.cols, false, 1.f, output.bias ? output.bias + col : nullptr};
+  }
+
+  // Appends the low-rank strips of one sample from `row` on, packing its factors' columns unless they are there.
+  void add_expands(const Output& output, int64_t sample, int64_t row, int64_t col, int64_t cols) {
+    for (size_t i = 0; i < output.expands.size(); ++i) {
+      const auto& [index, factor] = output.expands[i];
+      const Shrink& shrink = gemm_.shrinks[index];
+      const int64_t owner = factor.batch_stride ? sample : 0;
+      if (packed_sample_[i] != owner) {
+        kernels_.pack(low_, factor.block(owner, 0, col), shrink.rank, cols, expand_panels_[i], kTileCols);
+        packed_sample_[i] = owner;
+      }
+      const bool rounded = low_ == Panel::kPairs;
+      const int64_t stride = rounded ? round_up(shrink.rank, 2) : shrink.rank;
+      const char* s = rounded ? rounded_s_[index] + (row - begin_) * stride * 2
+                              : reinterpret_cast<const char*>(shrink.s + row * stride);
+      strips_.push_back({s, stride, expand_panels_[i], kTileCols, shrink.rank});
+    }
+  }
+
+  TileFn tile() const { return kernels_.tile[static_cast<int>(gemm_.dtype)]; }
+
+  const LowRankGemm& gemm_;
+  const Kernels& kernels_;
+  const int64_t max_rows_;
+  const Panel low_;
+  const int64_t row_bytes_;
+  // The bases are multiplied a whole row block at a time, not tile by tile.
+  const bool by_block_;
+  const int64_t group_panels_;
+  int64_t begin_ = 0;
+  int64_t end_ = 0;
+  std::vector<Operand> operands_;
+  std::vector<char*> converted_, rounded_s_, shrink_panels_, expand_panels_;
+  std::vector<int64_t> packed_sample_;
+  float *row_, *products_, *block_;
+  std::vector<Strip> strips_;
+  alignas(64) float c_[kTileRows * kTileCols];
+};
+
+}  // namespace cora
