@@ -71,10 +71,10 @@ _GEMM = {
 _ONE_PASS = _GEMM | {"sm_80": (GemmConfig(128, 128, 64, 8, 3), *_GEMM["sm_80"][2:])}
 # fp32, on CUDA cores or in tf32.
 _GEMM_FP32 = {
-    "sm_80": (GemmConfig(64, 64, 32, 8, 3), GemmConfig(16, 64, 64, 4, 3)),
-    "sm_90": (GemmConfig(64, 64, 32, 4, 3), GemmConfig(16, 64, 64, 4, 3)),
-    "sm_100": (GemmConfig(64, 64, 32, 4, 3), GemmConfig(16, 64, 64, 4, 3)),
-    "gfx942": (GemmConfig(64, 64, 32, 4, 2), GemmConfig(16, 64, 64, 4, 2)),
+    "sm_80": (GemmConfig(64, 64, 32, 8, 3), GemmConfig(16, 64, 32, 4, 3)),
+    "sm_90": (GemmConfig(64, 64, 32, 4, 3), GemmConfig(16, 64, 32, 4, 3)),
+    "sm_100": (GemmConfig(64, 64, 32, 4, 3), GemmConfig(16, 64, 32, 4, 3)),
+    "gfx942": (GemmConfig(64, 64, 32, 4, 2), GemmConfig(16, 64, 32, 4, 2)),
 }
 
 # The largest rank that one pass serves: beyond it S·A costs more per column tile than a second read of x.
@@ -95,9 +95,10 @@ def shrink_config(arch: str, dtype: torch.dtype, rows: int) -> ShrinkConfig:
     return ShrinkConfig(BM, 64, 8, num_stages) if dtype == torch.float32 else ShrinkConfig(BM, 128, 4, num_stages)
 
 
-def outer_config(arch: str, dtype: torch.dtype) -> OuterConfig:
+def outer_config(arch: str, dtype: torch.dtype, rank: int) -> OuterConfig:
     num_stages = 2 if arch.startswith("gfx") else 3
-    return OuterConfig(32, 64, 4, num_stages) if dtype == torch.float32 else OuterConfig(64, 128, 4, num_stages)
+    BP = 64 if dtype == torch.float32 or rank > 32 else 128
+    return OuterConfig(32 if dtype == torch.float32 else 64, BP, 4, num_stages)
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -25,7 +25,7 @@ def shrink(xs: Sequence[Tensor], factors: Sequence[Tensor], scaling: float | Ten
 
 def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: torch.dtype) -> Tensor:
     computed = torch.float32 if u.dtype == v.dtype == torch.float32 else torch.bfloat16
-    config = outer_config(cost.gpu_of(u.device).arch, computed)
+    config = outer_config(cost.gpu_of(u.device).arch, computed, min(u.shape[1], v.shape[1]))
     return launch_outer(u, v, segments, per_sample, dtype, config)
 
 

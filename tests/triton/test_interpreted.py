@@ -1,0 +1,104 @@
+"""The kernels under Triton's interpreter, on CPU tensors: the numeric suite of every backend, and what is special here.
+
+The interpreter must be chosen before the kernels are defined: these tests run pytest again, in a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from cora_kernels import backends, cost
+from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETS, reason="runs inside test_suite_under_the_interpreter")
+SUITES = ["tests/kernels/test_numerics.py", "tests/kernels/test_autograd.py", "tests/triton/test_interpreted.py"]
+WAYS = ["one_pass", "two_kernels", "chain", "decode"]
+
+
+@pytest.mark.skipif(INTERPRETS, reason="is the test that starts this process")
+@pytest.mark.parametrize("suite", SUITES)
+def test_suite_under_the_interpreter(suite):
+    """Without autocast, which goes to bfloat16: the interpreter computes that wrongly, the simulator has it instead."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", suite, "-k", "triton and not autocast"]
+    done = subprocess.run(command, cwd=root, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout
+
+
+@pytest.fixture
+def prefer(monkeypatch):
+    """Every launch that can goes the given way; the rule chooses for the others."""
+
+    def force(way: str) -> None:
+        rule = cost.plans
+        monkeypatch.setattr(cost, "plans", lambda p, gpu: sorted(rule(p, gpu), key=lambda plan: plan.way != way))
+
+    return force
+
+
+@interpreted
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        replace(case, dtype=dtype)
+        for dtype, case in product(
+            (torch.float32, torch.float16),
+            (
+                Case(batch=3, length=5, k=33, n=(65,), r=5, sample_b=True, bias=True),
+                Case(batch=2, length=17, k=40, n=(24, 9), r=20),
+                Case(lengths=(33, 2, 0, 30), k=48, n=(31,), r=70, sample_b=True, tensor_scaling=True),
+                Case(lengths=(5, 4), k=16, n=(40, 8), r=4, one_a=False, sample_a=False),
+            ),
+        )
+    ],
+    ids=str,
+)
+def test_ways(case, way, prefer):
+    prefer(way)
+    assert_correct(make_inputs(case), "triton")
+
+
+@interpreted
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_is_deterministic(way, prefer):
+    prefer(way)
+    inputs = make_inputs(Case(batch=3, length=4, k=600, n=(40,), sample_b=True))
+    first = results(lambda i: call(i, "triton"), inputs)
+    again = results(lambda i: call(i, "triton"), inputs)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@interpreted
+@pytest.mark.parametrize("way", WAYS[:3])
+def test_tensors_beyond_32_bits(way, prefer):
+    """More than 2³¹ elements between the first and the last row, and offsets inside one tile that need 64 bits too."""
+    prefer(way)
+    inputs = make_inputs(Case(lengths=(9, 8), k=16, n=(24,), r=4, dtype=torch.float16), requires_grad=False)
+    far = 2**27
+    try:
+        store = torch.empty(17 * far, dtype=torch.float16)
+    except RuntimeError:
+        pytest.skip("no address space for 4.6 GB that are never touched")
+    rows = store.as_strided((17, 16), (far, 1))
+    rows.copy_(inputs.x)
+    assert torch.equal(call(replace(inputs, x=rows), "triton")[0], call(inputs, "triton")[0])
+
+
+def test_availability_says_why():
+    if INTERPRETS or torch.cuda.is_available():
+        assert backends()["triton"] is None
+    else:
+        assert "no GPU is there" in backends()["triton"]
+        with pytest.raises(ValueError, match="'triton' cannot serve this call: no GPU is there"):
+            call(make_inputs(Case()), "triton")

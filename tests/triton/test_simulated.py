@@ -1,0 +1,147 @@
+"""Compiled sm_80 PTX, executed: every result by the error rule, nothing out of bounds, no race in shared memory."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cora_kernels import cost
+from cora_kernels.segments import Segments
+from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+SHAPES = [
+    Case(batch=1, length=1, k=1, n=(1,), r=1),
+    Case(batch=2, length=3, k=5, n=(7,), r=3, bias=True),
+    Case(batch=3, length=17, k=33, n=(65,), r=5, sample_b=True),
+    Case(batch=5, length=2, k=31, n=(130,), r=1, sample_b=True, tensor_scaling=True),
+    Case(batch=4, length=1, k=64, n=(48,), r=16),
+    Case(batch=2, length=5, k=8, n=(12,), r=20, sample_a=False, bias=True),
+    Case(batch=2, length=70, k=40, n=(24,), r=9),
+    Case(batch=1, length=129, k=72, n=(136,), r=16, sample_b=True),
+    Case(batch=2, length=9, k=130, n=(67,), r=70),
+    Case(lengths=(1, 1, 1), k=19, n=(23,), r=2),
+    Case(lengths=(33, 2, 0, 65), k=48, n=(31,), r=7, sample_b=True, bias=True),
+    Case(lengths=(0, 5, 0, 0, 3, 0), sample_b=True, tensor_scaling=True),
+    Case(batch=2, length=6, k=16, n=(40, 8, 17), r=4, bias=True),
+    Case(lengths=(4, 0, 9, 1), n=(40, 8), r=4, one_a=False, sample_b=True),
+    Case(batch=1, length=2, k=3, n=(5,), r=7),
+    Case(batch=7, length=1, k=17, n=(3,), r=2, sample_b=True),
+    Case(batch=2, length=16, k=64, n=(64,), r=16, sample_b=True),
+    Case(batch=3, length=31, k=15, n=(9,), r=8, bias=True),
+    Case(batch=2, length=65, k=16, n=(129,), r=4, sample_a=False, sample_b=True),
+    Case(batch=1, length=64, k=128, n=(64,), r=32),
+    Case(batch=2, length=33, k=31, n=(33,), r=31, sample_b=True),
+    Case(batch=3, length=4, k=257, n=(2,), r=3, tensor_scaling=True),
+    Case(batch=2, length=7, k=2, n=(257,), r=6, sample_b=True),
+    Case(batch=19, length=3, k=24, n=(40,), r=4, sample_b=True, bias=True),
+    Case(lengths=(17,), k=21, n=(13,), r=11),
+    Case(lengths=(16, 16, 32), k=32, n=(64,), r=16, sample_b=True),
+    Case(lengths=(7, 1, 60, 3), k=9, n=(70,), r=5, sample_a=False, sample_b=True),
+    Case(lengths=(2, 3, 4, 5, 6, 7), k=37, n=(41,), r=12, tensor_scaling=True),
+    Case(lengths=(0, 1, 40), k=65, n=(66,), r=17, bias=True),
+    Case(lengths=(5, 6), k=40, n=(16, 24), r=3, sample_a=False),
+    Case(batch=3, length=5, k=18, n=(6, 10), r=5, one_a=False, tensor_scaling=True),
+    Case(batch=2, length=11, k=50, n=(20,), r=48, sample_b=True, bias=True),
+    Case(batch=1, length=3, k=300, n=(19,), r=130),
+]
+WAYS = ["one_pass", "two_kernels", "chain", "decode"]
+
+
+@pytest.fixture
+def prefer(monkeypatch):
+    """Every launch that can goes the given way; the rule chooses for the others."""
+
+    def force(way: str) -> None:
+        rule = cost.plans
+        monkeypatch.setattr(cost, "plans", lambda p, gpu: sorted(rule(p, gpu), key=lambda plan: plan.way != way))
+
+    return force
+
+
+@pytest.mark.parametrize(
+    ("case", "way"), [(replace(case, dtype=BF16), WAYS[i % 3]) for i, case in enumerate(SHAPES)], ids=str
+)
+def test_shapes(case, way, ptxsim, prefer):
+    prefer(way)
+    with ptxsim.triton_launches(racecheck="raise", initcheck="raise") as launches:
+        assert_correct(make_inputs(case), "triton")
+    assert launches
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(batch=3, length=1, k=70, n=(300,), r=16, dtype=BF16, sample_b=True, bias=True),
+        Case(batch=2, length=8, k=33, n=(65,), r=5, dtype=BF16, tensor_scaling=True),
+        Case(batch=5, length=3, k=40, n=(24, 9), r=3, dtype=FP32),
+    ],
+    ids=str,
+)
+def test_decode(case, ptxsim, prefer):
+    prefer("decode")
+    inputs = make_inputs(case)
+    if case.tensor_scaling:
+        inputs.scaling.requires_grad_(False)
+    with ptxsim.triton_launches(racecheck="raise", initcheck="raise") as launches:
+        assert_correct(inputs, "triton")
+    assert "decode_fwd_kernel" in [name for name, _ in launches]
+
+
+@pytest.mark.parametrize("dtypes", [(FP32, None), (FP32, BF16), (BF16, FP32), (FP16, None)], ids=str)
+@pytest.mark.parametrize("way", WAYS[:2])
+def test_dtypes(dtypes, way, ptxsim, prefer):
+    prefer(way)
+    case = Case(lengths=(21, 0, 30), k=40, n=(33,), r=6, dtype=dtypes[0], factor_dtype=dtypes[1], sample_b=True)
+    with ptxsim.triton_launches(racecheck="raise", initcheck="raise"):
+        assert_correct(make_inputs(case), "triton")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_sample_does_not_see_its_neighbours(way, ptxsim, prefer):
+    """inf and NaN in every other sample, tiles that straddle: a sample's output and gradients stay what they are."""
+    prefer(way)
+    inputs = make_inputs(Case(batch=3, sample_b=True, dtype=BF16))
+    with ptxsim.triton_launches():
+        clean = results(lambda i: call(i, "triton"), inputs)
+        with torch.no_grad():
+            for t, bad in ((inputs.x, "nan"), (inputs.lora_as[0], "inf"), (inputs.lora_bs[0], "nan")):
+                t[::2] = float(bad)
+        dirty = results(lambda i: call(i, "triton"), inputs)
+    for name in clean:
+        assert torch.equal(clean[name][1], dirty[name][1]), name
+        assert not dirty[name][::2].isfinite().any(), name
+
+
+@pytest.mark.parametrize("borders", [[0, 5, 5, 90], [-7, 30, 2, 20], [20, 10, 0, -1]], ids=str)
+def test_wrong_borders_stay_in_bounds(borders, ptxsim, prefer):
+    """On a GPU nobody reads cu_seqlens back to check it: whatever it holds, nothing outside the tensors is touched."""
+    from cora_kernels.triton import paths
+
+    inputs = make_inputs(Case(lengths=(9, 8, 3), k=16, n=(24,), r=4, dtype=BF16, sample_b=True), requires_grad=False)
+    segments = Segments(3, 20, None, torch.tensor(borders, dtype=torch.int32))
+    operands = inputs.weights, inputs.lora_as, inputs.lora_bs
+    for way in WAYS[:3]:
+        with ptxsim.triton_launches():
+            (y,), (s,) = paths.forward(inputs.x, *operands, inputs.biases, 1.0, segments, way=way)
+            paths.backward_input([y], *operands, 1.0, segments, True, way=way)
+            paths.outer(s, y, segments, True, torch.float32)
+
+
+def test_persistent_grid(ptxsim):
+    """Programs that walk many tiles each write the bits that one program a tile writes."""
+    from cora_kernels.triton.configs import GemmConfig
+    from cora_kernels.triton.lowrank_gemm import lowrank_gemm
+
+    inputs = make_inputs(Case(lengths=(170, 130), k=32, n=(400,), r=4, dtype=BF16, sample_b=True), requires_grad=False)
+    segments = Segments.of(inputs.x, inputs.cu_seqlens)
+    s = torch.randn(300, 4)
+    config = GemmConfig(16, 16, 32, 4, 2, GROUP_M=4)
+    operands = inputs.x, inputs.weights[0].t(), s, inputs.lora_bs[0], segments
+    with ptxsim.triton_launches(racecheck="raise") as launches:
+        plain = lowrank_gemm(*operands, config)
+        persistent = lowrank_gemm(*operands, config._replace(persistent=True))
+    assert [stats.ctas for _, stats in launches] == [19 * 25, 108]
+    assert torch.equal(plain, persistent)
