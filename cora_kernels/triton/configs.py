@@ -90,9 +90,9 @@ def gemm_configs(arch: str, dtype: torch.dtype, one_pass: bool) -> tuple[GemmCon
 
 def shrink_config(arch: str, dtype: torch.dtype, rows: int) -> ShrinkConfig:
     """For samples of about `rows` rows each."""
-    num_stages = 2 if arch.startswith("gfx") else 3
-    BM = 16 if rows <= 16 else 32 if rows <= 32 or dtype == torch.float32 else 64
-    return ShrinkConfig(BM, 64, 8, num_stages) if dtype == torch.float32 else ShrinkConfig(BM, 128, 4, num_stages)
+    amd, fp32 = arch.startswith("gfx"), dtype == torch.float32
+    BM = 16 if rows <= 16 else 32 if rows <= 32 or fp32 else 64
+    return ShrinkConfig(BM, 64 if fp32 else 128, 8 if fp32 and not amd else 4, 2 if amd else 3)
 
 
 def outer_config(arch: str, dtype: torch.dtype, rank: int) -> OuterConfig:
