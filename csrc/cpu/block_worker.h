@@ -240,34 +240,49 @@ class BlockWorker {
     const bool per_sample = any_per_sample(output.expands);
     std::fill(packed_sample_.begin(), packed_sample_.end(), -1);
     if (by_block_) multiply_block(output, panel, place);
+    strips_.clear();
+    if (!by_block_) add_bases(output, panel, begin_);
+    const int n_base = strips_.size();
+    int64_t sample = 0;
+    int64_t sample_end = per_sample ? begin_ : end_;
     for (int64_t row = begin_; row < end_; row += kTileRows) {
       const int rows = std::min<int64_t>(end_ - row, kTileRows);
       float* c = by_block_ ? block_ + (row - begin_) * kTileCols : c_;
-      strips_.clear();
-      if (!by_block_) add_bases(output, panel, row);
-      const int n_base = strips_.size();
-      const int64_t sample = per_sample ? gemm_.segments.find(row) : 0;
       const Destination to = destination(output, row, col);
-      if (!per_sample || (gemm_.segments.end(sample) >= row + rows && !in_place(output.expands, sample))) {
+      if (row >= sample_end) {
+        sample = gemm_.segments.find(row);
+        sample_end = gemm_.segments.end(sample);
+      }
+      strips_.resize(n_base);
+      if (sample_end >= row + rows && !(per_sample && in_place(output.expands, sample))) {
         add_expands(output, sample, row, col, cols);
         tile()(rows, cols, strips_.data(), n_base, strips_.data() + n_base, strips_.size() - n_base, by_block_, c, &to);
-        continue;
+      } else {
+        expand_tile(output, row, rows, panel, place, n_base, c);
       }
-      // A tile of several samples: those whose products are ready begin with them, the others get their own terms
-      // after.
-      const bool all = all_in_place(output, row, rows);
-      if (!by_block_) begin_rows(output, row, rows, place, c);
-      tile()(rows, cols, strips_.data(), n_base, nullptr, 0, true, c, all ? &to : nullptr);
-      for (int64_t start = row; !all && start < row + rows;) {
-        const int64_t owner = gemm_.segments.find(start);
-        const int64_t stop = std::min(row + rows, gemm_.segments.end(owner));
-        const Destination part = destination(output, start, col);
-        strips_.clear();
-        if (!in_place(output.expands, owner)) add_expands(output, owner, start, col, cols);
-        tile()(stop - start, cols, nullptr, 0, strips_.data(), strips_.size(), true, c + (start - row) * kTileCols,
-               &part);
-        start = stop;
+      for (int i = 0; i < n_base; ++i) {
+        strips_[i].rows = static_cast<const char*>(strips_[i].rows) + kTileRows * strips_[i].row_stride * row_bytes_;
       }
+    }
+  }
+
+  // A tile of several samples: those whose products are ready begin with them, the others get their own terms after.
+  void expand_tile(const Output& output, int64_t row, int rows, int64_t panel, int64_t place, int n_base, float* c) {
+    const int64_t col = panel * kTileCols;
+    const int cols = std::min<int64_t>(output.cols - col, kTileCols);
+    const bool all = all_in_place(output, row, rows);
+    const Destination to = destination(output, row, col);
+    if (!by_block_) begin_rows(output, row, rows, place, c);
+    tile()(rows, cols, strips_.data(), n_base, nullptr, 0, true, c, all ? &to : nullptr);
+    for (int64_t start = row; !all && start < row + rows;) {
+      const int64_t sample = gemm_.segments.find(start);
+      const int64_t stop = std::min(row + rows, gemm_.segments.end(sample));
+      const Destination part = destination(output, start, col);
+      strips_.resize(n_base);
+      if (!in_place(output.expands, sample)) add_expands(output, sample, start, col, cols);
+      tile()(stop - start, cols, nullptr, 0, strips_.data() + n_base, strips_.size() - n_base, true,
+             c + (start - row) * kTileCols, &part);
+      start = stop;
     }
   }
 

@@ -10,6 +10,8 @@ namespace {
 
 // Rows summed in one go, a constant: the order of the sum depends on the segments alone, never on the threads.
 constexpr int64_t kChunk = 256;
+// So much of the wide operand is packed at a time: it stays in L2.
+constexpr int64_t kGroupBytes = 384 * 1024;
 
 // Computes up to `max_panels` panels of 48 columns of `wide` for one sample after another, over the thread's scratch
 // memory.
@@ -21,12 +23,12 @@ class OuterWorker {
         low_(low_panel(outer.wide_dtype, kernels)),
         sum_size_(round_up(outer.narrow_cols, kTileRows) * kTileCols) {
     const int64_t turned = outer.narrow_cols * kChunk * 4;
-    const int64_t panel = panel_bytes(low_, kChunk);
     const int64_t sums = max_panels * sum_size_ * 4;
-    Scratch& scratch = Scratch::of_thread(2 * Scratch::padded(turned) + Scratch::padded(panel) + Scratch::padded(sums));
+    Scratch& scratch =
+        Scratch::of_thread(2 * Scratch::padded(turned) + Scratch::padded(kGroupBytes) + Scratch::padded(sums));
     turned_ = scratch.take(turned);
     rounded_ = scratch.take(turned);
-    panel_ = scratch.take(panel);
+    group_ = scratch.take(kGroupBytes);
     sums_ = reinterpret_cast<float*>(scratch.take(sums));
   }
 
@@ -37,8 +39,10 @@ class OuterWorker {
     for (int64_t row = begin; row < end; row += kChunk) {
       const int64_t stop = std::min(end, row + kChunk);
       turn(row, stop);
-      for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-        add_chunk(row, stop, panel * kTileCols, row > begin, sums_ + (panel - first_panel) * sum_size_);
+      const int64_t panels = kGroupBytes / panel_bytes(low_, stop - row) - 1;
+      for (int64_t panel = first_panel; panel < last_panel; panel += panels) {
+        add_group(row, stop, panel, std::min(last_panel, panel + panels), row > begin,
+                  sums_ + (panel - first_panel) * sum_size_);
       }
     }
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
@@ -59,24 +63,30 @@ class OuterWorker {
     }
   }
 
-  // sum (+)= narrow[begin:end]ᵀ · wide[begin:end, col:].
-  void add_chunk(int64_t begin, int64_t end, int64_t col, bool add, float* sum) {
+  // sums (+)= narrow[begin:end]ᵀ · these panels of wide[begin:end]. fp32 is read in place; the rest is packed, the
+  // panels side by side, along the rows: packed one by one, narrow and tall, they would wait for memory at each row.
+  void add_group(int64_t begin, int64_t end, int64_t first_panel, int64_t last_panel, bool add, float* sums) {
     const int64_t depth = end - begin;
-    const int cols = std::min<int64_t>(outer_.wide_cols - col, kTileCols);
-    const Matrix wide = Matrix{outer_.wide, outer_.wide_dtype, outer_.wide_stride, 1}.block(0, begin, col);
+    const int64_t first_col = first_panel * kTileCols;
+    const int64_t cols = std::min(outer_.wide_cols, last_panel * kTileCols) - first_col;
+    const Matrix wide = Matrix{outer_.wide, outer_.wide_dtype, outer_.wide_stride, 1}.block(0, begin, first_col);
+    const char* panels = static_cast<const char*>(wide.data);
+    int64_t stride = outer_.wide_stride;
+    if (outer_.wide_dtype != Dtype::kFloat || cols % kTileCols != 0) {
+      // Off the powers of two, or the rows of a panel would share few sets of L1.
+      stride = round_up(cols, 16) + 16;
+      kernels_.pack(low_, wide, depth, cols, group_, stride);
+      panels = group_;
+    }
     const char* rows = low_ == Panel::kPairs ? rounded_ : turned_;
     const int64_t row_bytes = turned_stride_ * (low_ == Panel::kPairs ? 2 : 4);
-    Strip strip{rows, turned_stride_, wide.data, outer_.wide_stride, depth};
-    if (outer_.wide_dtype != Dtype::kFloat || cols < kTileCols) {
-      kernels_.pack(low_, wide, depth, cols, panel_, kTileCols);
-      strip.panel = panel_;
-      strip.panel_stride = kTileCols;
-    }
     const TileFn tile = kernels_.tile[static_cast<int>(outer_.wide_dtype)];
-    for (int64_t j = 0; j < outer_.narrow_cols; j += kTileRows) {
-      strip.rows = rows + j * row_bytes;
-      tile(std::min<int64_t>(outer_.narrow_cols - j, kTileRows), cols, nullptr, 0, &strip, 1, add, sum + j * kTileCols,
-           nullptr);
+    for (int64_t col = 0; col < cols; col += kTileCols, sums += sum_size_) {
+      for (int64_t j = 0; j < outer_.narrow_cols; j += kTileRows) {
+        const Strip strip{rows + j * row_bytes, turned_stride_, panels + col * 4, stride, depth};
+        tile(std::min<int64_t>(outer_.narrow_cols - j, kTileRows), std::min<int64_t>(cols - col, kTileCols), nullptr, 0,
+             &strip, 1, add, sums + j * kTileCols, nullptr);
+      }
     }
   }
 
@@ -98,7 +108,7 @@ class OuterWorker {
   int64_t turned_stride_ = 0;
   char* turned_;
   char* rounded_;
-  char* panel_;
+  char* group_;
   float* sums_;
 };
 
