@@ -1,6 +1,7 @@
 """y_i = x_i·Wᵀ + s·(x_i·A_i)·B_i + bias with live, differentiable A and B per sample: the op and its backends."""
 
 from cora_kernels.dispatch import backends, use_backend
+from cora_kernels.explain import explain
 from cora_kernels.functional import lora_linear, lora_linear_group
 
-__all__ = ["backends", "lora_linear", "lora_linear_group", "use_backend"]
+__all__ = ["backends", "explain", "lora_linear", "lora_linear_group", "use_backend"]

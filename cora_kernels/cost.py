@@ -1,14 +1,16 @@
-"""The written cost rule: bytes, operations and time of every way to run a shape, and which way that makes the fastest.
+"""The written cost rule: bytes, operations and time of every way to run a problem, and the fastest of them.
 
 A launch takes the longer of its bytes over the bandwidth and its operations over the matrix rate, whole waves of tiles
 counted. So one pass beats two kernels roughly where N·r / BN < matrix rate / bandwidth.
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
+from cora_kernels import tuned
 from cora_kernels.triton.configs import ONE_PASS_RANK, GemmConfig, gemm_configs
 
 LAUNCH_SECONDS = 3e-6
@@ -47,21 +49,23 @@ GPUS = {
 }
 
 
-def gpu_of(device: torch.device | str) -> Gpu:
-    """The table of the device, or of the nearest part where it has none; an A100's for CPU tensors."""
-    if isinstance(device, str) and device in GPUS:
-        return GPUS[device]
-    device = torch.device(device)
+@lru_cache
+def gpu_of(device: torch.device) -> Gpu:
+    """The rates of the device: as tuned, or of the nearest part in the table. Of an A100 for tensors on no GPU."""
     if device.type != "cuda":
         return GPUS["A100"]
     properties = torch.cuda.get_device_properties(device)
-    for gpu in GPUS.values():
-        if gpu.name in properties.name:
-            return gpu
+    known = [gpu for gpu in GPUS.values() if gpu.name in properties.name]
     if torch.version.hip:
-        return GPUS["MI300X"]
-    nearest = {8: "A100" if properties.minor == 0 else "RTX 4090", 9: "H100"}
-    return GPUS[nearest.get(properties.major, "A100" if properties.major < 8 else "B200")]
+        nearest = "MI300X"
+    else:
+        capability = properties.major, properties.minor
+        nearest = {9: "H100", 10: "B200", 11: "B200"}.get(
+            properties.major, "A100" if capability <= (8, 0) else "RTX 4090"
+        )
+    gpu = known[0] if known else GPUS[nearest]
+    rates = tuned.load(properties.name)["gpu"]
+    return gpu._replace(name=properties.name, multiprocessors=properties.multi_processor_count, **rates)
 
 
 class Problem(NamedTuple):
@@ -84,6 +88,7 @@ class Launch(NamedTuple):
     bytes: int
     operations: int
     seconds: float
+    config: GemmConfig | None = None
 
 
 class Plan(NamedTuple):
@@ -107,6 +112,28 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
+def choose(problem: Problem, gpu: Gpu, way: str | None = None) -> Plan:
+    """The plan to run: in the way asked for if the problem has it, else as tuned on this GPU, else by the rule."""
+    found = plans(problem, gpu)
+    measured = tuned.load(gpu.name)["ways"].get(key_of(problem))
+    if way is None and measured is not None:
+        way = measured["way"]
+    for plan in found:
+        if plan.way == way:
+            tile = measured["config"] if measured and measured["way"] == way else None
+            return plan if tile is None else plan._replace(config=GemmConfig(*tile))
+    return found[0]
+
+
+def key_of(problem: Problem) -> str:
+    """Problems of one key share what was measured for one of them: rows and samples to the nearest power of two."""
+    p = problem
+    rows, samples = (round(math.log2(max(n, 1))) for n in (p.rows, p.samples))
+    kinds = f"{'A' * p.sample_a}{'B' * p.sample_b}{'S' * p.s_given}{'T' * can_decode(p)}"
+    return f"{p.inputs}-{p.outputs}-r{p.rank}-rows{rows}-samples{samples}-{str(p.dtype)[6:]}-{kinds}"
+
+
+@lru_cache(maxsize=4096)
 def plans(problem: Problem, gpu: Gpu) -> tuple[Plan, ...]:
     """Every way that can run the problem, the fastest by the rule first."""
     found = [_two_kernels(problem, gpu), _chain(problem, gpu)]
@@ -125,6 +152,13 @@ def can_decode(problem: Problem) -> bool:
 def floor(problem: Problem, gpu: Gpu) -> Launch:
     """The frozen linear alone, by the vendor's GEMM."""
     return _vendor_gemm(problem, gpu, 0)
+
+
+def outer_launch(problem: Problem, gpu: Gpu) -> Launch:
+    """dA = xᵀ·dS of the problem; of the backward's problem, dBᵀ = gᵀ·S."""
+    p = problem
+    moved = p.rows * p.inputs * p.dtype.itemsize + _s_bytes(p) + _factor_bytes(p) - _b_bytes(p)
+    return _streamed("outer", gpu, moved, 2 * p.rows * p.inputs * p.rank)
 
 
 def _one_pass(p: Problem, gpu: Gpu) -> Plan:
@@ -170,7 +204,11 @@ def _shrink(p: Problem, gpu: Gpu) -> tuple[Launch, ...]:
     if p.s_given:
         return ()
     moved = p.rows * p.inputs * p.dtype.itemsize + _factor_bytes(p) - _b_bytes(p) + _s_bytes(p)
-    return (_streamed("shrink", gpu, moved, 2 * p.rows * p.inputs * p.rank),)
+    shrink = _streamed("shrink", gpu, moved, 2 * p.rows * p.inputs * p.rank)
+    tiles = p.samples * _cdiv(p.rows, 64 * p.samples) if p.sample_a else _cdiv(p.rows, 64)
+    if 2 * tiles > gpu.multiprocessors:
+        return (shrink,)
+    return shrink, _streamed("sum of planes", gpu, 3 * _s_bytes(p), 0)  # K is split, so that the tiles fill the GPU
 
 
 def _best(way: str, configs: tuple[GemmConfig, ...], launch, before: tuple[Launch, ...]) -> Plan:
@@ -183,7 +221,7 @@ def _gemm(name: str, p: Problem, gpu: Gpu, config: GemmConfig, row_tiles: int, p
     waves = _cdiv(tiles, gpu.multiprocessors)
     rate = _rate(p, gpu) * gpu.gemm * _reuse(config) / gpu.multiprocessors
     seconds = max(waves * per_tile / rate, moved / gpu.bandwidth)
-    return Launch(name, moved, int(tiles * per_tile), LAUNCH_SECONDS + seconds)
+    return Launch(name, moved, int(tiles * per_tile), LAUNCH_SECONDS + seconds, config)
 
 
 def _vendor_gemm(p: Problem, gpu: Gpu, read: int) -> Launch:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cora_kernels import cost
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import outer_config, shrink_config
+from cora_kernels.triton.configs import GemmConfig, outer_config, shrink_config
 from cora_kernels.triton.decode import decode
 from cora_kernels.triton.expand import expand
 from cora_kernels.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
@@ -39,13 +39,17 @@ def forward(
     segments: Segments,
     s: Sequence[Tensor] | None = None,
     way: str | None = None,
+    config: GemmConfig | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The backend's forward. S that one projection computed serves the others that share its A. `way` forces one."""
+    """The backend's forward, in this way and with this tile if they are given: `cost.Plan` lists the ways.
+
+    S that one projection computed serves the others that share its A.
+    """
     ys, ss = [], [] if s is None else list(s)
     for j, (weight, b, bias) in enumerate(zip(weights, lora_bs, biases, strict=True)):
         i = j % len(lora_as)
         ready = ss[i] if i < len(ss) else None
-        y, computed = _low_rank(x, weight.t(), lora_as[i], b, scaling, segments, ready, bias, None, way)
+        y, computed = _low_rank(x, weight.t(), lora_as[i], b, scaling, segments, ready, bias, None, way, config)
         ys.append(y)
         ss[i : i + 1] = [computed]
     return ys, ss
@@ -75,7 +79,7 @@ def backward_input(
     for j, a in enumerate(lora_as):
         ready = dss[j] if j < len(dss) else None
         dx, computed = _low_rank(
-            gs[j], weights[j], factors[j], a.transpose(-1, -2), scaling, segments, ready, None, dx, way
+            gs[j], weights[j], factors[j], a.transpose(-1, -2), scaling, segments, ready, None, dx, way, None
         )
         dss[j : j + 1] = [computed]
     for g, weight in zip(gs[n_a:], weights[n_a:], strict=True):
@@ -94,6 +98,7 @@ def _low_rank(
     bias: Tensor | None,
     y: Tensor | None,
     way: str | None,
+    config: GemmConfig | None,
 ) -> tuple[Tensor, Tensor]:
     """x·w + S·b + bias, added to y if there is one, and S: in the way asked for, or the fastest by the cost rule."""
     problem = cost.Problem(
@@ -102,17 +107,17 @@ def _low_rank(
         sample_b=b.dim() == 3,
         s_given=s is not None,
     )
-    plans = cost.plans(problem, cost.gpu_of(x.device))
-    plan = next((plan for plan in plans if way in (None, plan.way)), plans[0])
+    plan = cost.choose(problem, cost.gpu_of(x.device), way)
+    config = config or plan.config
     if plan.way == "decode" and y is None:
         y, s = decode(x, a, b, scaling, segments, bias)
         return y.addmm_(x, w), s
-    if plan.way == "one_pass" and plan.config is not None:
-        return lowrank_gemm_one_pass(x, w, a, b, scaling, segments, plan.config, bias, y)
+    if plan.way == "one_pass" and config is not None:
+        return lowrank_gemm_one_pass(x, w, a, b, scaling, segments, config, bias, y)
     if s is None:
         s = shrink([x], [a], scaling, segments)
-    if plan.config is not None:
-        return lowrank_gemm(x, w, s, b, segments, plan.config, bias, y), s
+    if plan.way == "two_kernels" and config is not None:
+        return lowrank_gemm(x, w, s, b, segments, config, bias, y), s
     add = y is not None
     y = expand(s, b, segments, x.new_empty(x.shape[0], w.shape[1]) if y is None else y, bias, add)
     return y.addmm_(x, w), s

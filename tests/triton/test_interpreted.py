@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cora_kernels import backends, cost
+from cora_kernels import backends, cost, tune, tuned
 from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
+from cora_kernels.triton.configs import gemm_configs
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -40,8 +41,8 @@ def prefer(monkeypatch):
     """Every launch that can goes the given way; the rule chooses for the others."""
 
     def force(way: str) -> None:
-        rule = cost.plans
-        monkeypatch.setattr(cost, "plans", lambda p, gpu: sorted(rule(p, gpu), key=lambda plan: plan.way != way))
+        rule = cost.choose
+        monkeypatch.setattr(cost, "choose", lambda problem, gpu, asked: rule(problem, gpu, asked or way))
 
     return force
 
@@ -93,6 +94,40 @@ def test_tensors_beyond_32_bits(way, prefer):
     rows = store.as_strided((17, 16), (far, 1))
     rows.copy_(inputs.x)
     assert torch.equal(call(replace(inputs, x=rows), "triton")[0], call(inputs, "triton")[0])
+
+
+@interpreted
+def test_tuning_times_every_way_and_tile(tmp_path, monkeypatch):
+    """Timed by a clock that finds the chain, and then one tile of the two kernels, the fastest: each is then chosen."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    device = torch.device("cpu")
+    problem = cost.Problem(6, 24, 40, 4, 2, 3, torch.float16)
+    ran = []
+
+    def clock(run):
+        ran.append(run.args)
+        run()
+        return 1.0 if run.args == fastest else 2.0
+
+    for fastest in (("chain", None), ("two_kernels", gemm_configs("sm_80", torch.float16, False)[3])):
+        best = tune.measure_ways(problem, device, clock)
+        assert (best["way"], best["config"]) == fastest
+        tuned.save("A100", {}, {cost.key_of(problem): best})
+        cost.choose.cache_clear()
+        plan = cost.choose(problem, cost.gpu_of(device))
+        assert (plan.way, plan.config) == fastest
+    assert {way for way, _ in ran} == set(WAYS)
+    assert len(set(ran)) == 2 + 5 + 2 + 4 + 2, (
+        "two ways without tiles, five tiles of one and four of the other, persistent"
+    )
+    cost.choose.cache_clear()
+    tuned.load.cache_clear()
+
+
+@interpreted
+def test_tuning_measures_the_rates():
+    rates = tune.measure_rates(torch.device("cpu"), lambda run: run() is None or 1e-3)
+    assert set(rates) == {"matrix", "simple", "bandwidth", "gemm"} and all(rate > 0 for rate in rates.values())
 
 
 def test_availability_says_why():

@@ -55,8 +55,8 @@ def prefer(monkeypatch):
     """Every launch that can goes the given way; the rule chooses for the others."""
 
     def force(way: str) -> None:
-        rule = cost.plans
-        monkeypatch.setattr(cost, "plans", lambda p, gpu: sorted(rule(p, gpu), key=lambda plan: plan.way != way))
+        rule = cost.choose
+        monkeypatch.setattr(cost, "choose", lambda problem, gpu, asked: rule(problem, gpu, asked or way))
 
     return force
 

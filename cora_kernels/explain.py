@@ -1,0 +1,94 @@
+"""explain: which kernels would run a shape on a GPU, and what they cost by the cost rule against the frozen linear."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
+
+import torch
+
+from cora_kernels.cost import GPUS, Gpu, Launch, Problem, choose, floor, gpu_of, outer_launch
+
+Shape = tuple[int, int, int, int, int]
+
+
+class Step(NamedTuple):
+    """One product of a training step. `floor` is the time of the frozen linear's own GEMM, 0 where it has none."""
+
+    shape: Shape
+    product: str
+    way: str
+    kernels: tuple[str, ...]
+    bytes: int
+    operations: int
+    seconds: float
+    floor: float
+
+
+class Explanation(NamedTuple):
+    gpu: str
+    steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        lines = [self.gpu, f"{'B x T, K -> N, r':<32}{'':4}{'MB':>9}{'GFLOP':>10}{'us':>9}{'floor':>9}  kernels"]
+        for step in self.steps:
+            B, T, K, N, r = step.shape
+            cost = (
+                f"{step.bytes / 1e6:9.2f}{step.operations / 1e9:10.2f}{step.seconds * 1e6:9.1f}{step.floor * 1e6:9.1f}"
+            )
+            lines.append(f"{f'{B} x {T}, {K} -> {N}, r {r}':<32}{step.product:<4}{cost}  {' + '.join(step.kernels)}")
+        return "\n".join(lines)
+
+
+def explain(
+    shapes: Shape | Sequence[Shape],
+    device: torch.device | str = "cuda",
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    sample_a: bool = True,
+    sample_b: bool = False,
+) -> Explanation:
+    """Which way each product of y = x·Wᵀ + s·(x·A)·B and its backward would go on a GPU, and its predicted cost.
+
+    shapes: (B, T, K, N, r), or several; x [B, T, K], y [B, T, N], A of each sample or shared, B likewise.
+    device: a CUDA or ROCm device, with what `python -m cora_kernels.tune` measured on it, or the name of a GPU that
+    need not be there: A100, L40S, RTX 4090, H100, H200, B200, MI300X.
+    Bytes are those of DRAM, each operand of a kernel once; times are the model's. The result prints as a table.
+
+    Raises ValueError for a device that is neither, and for shapes that are not five positive integers.
+    """
+    gpu = _gpu(device)
+    several = cast(Sequence[Shape], [shapes] if isinstance(shapes[0], int) else shapes)
+    return Explanation(
+        gpu.name, tuple(step for shape in several for step in _steps(shape, gpu, dtype, sample_a, sample_b))
+    )
+
+
+def _steps(shape: Shape, gpu: Gpu, dtype: torch.dtype, sample_a: bool, sample_b: bool) -> Iterator[Step]:
+    if len(shape) != 5 or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(f"shapes must be (B, T, K, N, r), five positive integers, got {shape!r}")
+    B, T, K, N, r = shape
+    forward = Problem(B * T, K, N, r, B, T, dtype, sample_a, sample_b)
+    backward = Problem(B * T, N, K, r, B, T, dtype, sample_b, sample_a)
+    for product, problem in (("y", forward), ("dx", backward)):
+        plan, least = choose(problem, gpu), floor(problem, gpu).seconds
+        kernels = tuple(map(_label, plan.launches))
+        yield Step(shape, product, plan.way, kernels, plan.bytes, plan.operations, plan.seconds, least)
+    for product, problem in (("dA", forward), ("dB", backward)):
+        launch = outer_launch(problem, gpu)
+        yield Step(shape, product, "outer", ("outer",), launch.bytes, launch.operations, launch.seconds, 0.0)
+
+
+def _label(launch: Launch) -> str:
+    tile = launch.config
+    return launch.kernel if tile is None else f"{launch.kernel} {tile.BM}x{tile.BN}x{tile.BK}"
+
+
+def _gpu(device: torch.device | str) -> Gpu:
+    if device in GPUS:
+        return GPUS[device]
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type != "cuda" or not torch.cuda.is_available():
+        raise ValueError(f"device must be a GPU that is there or one of {', '.join(GPUS)}, got {str(device)!r}")
+    return gpu_of(torch.device("cuda", torch.cuda.current_device()) if found.index is None else found)

@@ -1,0 +1,149 @@
+"""python -m cora_kernels.tune: times every way and tile on the GPU that is there, and keeps the fastest.
+
+Also measures the rates of the cost rule, for problems that were not timed: the GPU's bandwidth, the vendor's GEMM, and
+the speed of ours over it.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from cora_kernels import cost, tuned
+from cora_kernels.cost import Problem
+from cora_kernels.segments import Segments
+from cora_kernels.triton.configs import GemmConfig, gemm_configs
+
+# (B, T) of training, of prompts, of decoding, and (K, N) of the linears of models of 0.1 to 8 billion parameters.
+ROWS = ((8, 1024), (16, 160), (32, 1))
+WIDTHS = ((576, 576), (576, 1536), (2048, 2048), (2048, 512), (4096, 4096), (4096, 1024), (4096, 14336), (14336, 4096))
+RANKS = (16, 64)
+
+Timer = Callable[[Callable[[], object]], float]
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """The median time of `run` on the GPU, caches cold."""
+    from triton.testing import do_bench
+
+    return do_bench(run, rep=50, return_mode="median") / 1e3
+
+
+def measure_rates(device: torch.device, timer: Timer = seconds) -> dict[str, float]:
+    """The rates of `cost.Gpu` on this device."""
+    from cora_kernels.triton.expand import expand
+    from cora_kernels.triton.lowrank_gemm import lowrank_gemm
+
+    n = 1024 if device.type == "cuda" else 32  # in units that keep an interpreted run short
+    gpu = cost.gpu_of(device)
+    x, w, y = (torch.randn(8 * n, 4 * n, dtype=torch.bfloat16, device=device) for _ in range(3))
+    segments = Segments(1, 8 * n, 8 * n, None)
+    s, b = torch.randn(8 * n, 16, device=device), torch.randn(16, 4 * n, dtype=torch.bfloat16, device=device)
+    w = w[: 4 * n]
+    vendor = timer(lambda: torch.mm(x, w.t(), out=y))
+    ours = min(
+        timer(partial(lowrank_gemm, x, w.t(), s, b, segments, config))
+        for config in gemm_configs(gpu.arch, x.dtype, one_pass=False)
+    )
+    streamed = timer(lambda: expand(s, b, segments, y, add=True))
+    x32, w32 = x.float(), w.float()
+    single = timer(lambda: torch.mm(x32, w32.t()))
+    operations = 2 * 8 * n * 4 * n * 4 * n
+    return {
+        "matrix": operations / vendor,
+        "simple": operations / single,
+        "bandwidth": 2 * y.numel() * y.itemsize / streamed,
+        "gemm": min(1.0, vendor / ours),
+    }
+
+
+def measure_ways(problem: Problem, device: torch.device, timer: Timer = seconds) -> dict[str, Any]:
+    """The fastest way and tile of one problem: {"way", "config", "seconds"}."""
+    run = _runner(problem, device)
+    found = [(timer(partial(run, way, config)), way, config) for way, config in _candidates(problem, device)]
+    fastest, way, config = min(found, key=lambda one: one[0])
+    return {"way": way, "config": config, "seconds": fastest}
+
+
+def _candidates(problem: Problem, device: torch.device) -> Iterator[tuple[str, GemmConfig | None]]:
+    arch = cost.gpu_of(device).arch
+    for plan in cost.plans(problem, cost.gpu_of(device)):
+        if plan.config is None:
+            yield plan.way, None
+            continue
+        tiles = gemm_configs(arch, problem.dtype, plan.way == "one_pass")
+        yield from ((plan.way, tile) for tile in tiles)
+        yield from ((plan.way, tile._replace(persistent=True)) for tile in tiles[:2])
+
+
+def _runner(problem: Problem, device: torch.device) -> Callable[[str, GemmConfig | None], object]:
+    """The problem with random operands: a function that runs it in a way with a tile."""
+    from cora_kernels.triton import paths
+
+    p = problem
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=torch.float32, device=device).to(p.dtype)
+
+    x, w = tensor(p.rows, p.inputs), tensor(p.outputs, p.inputs)
+    a = tensor(*((p.samples,) if p.sample_a else ()), p.inputs, p.rank)
+    b = tensor(*((p.samples,) if p.sample_b else ()), p.rank, p.outputs)
+    segments = Segments(p.samples, p.rows, p.length, None)
+    s = [paths.shrink([x], [a], 1.0, segments)] if p.s_given else None
+
+    def run(way: str, config: GemmConfig | None) -> object:
+        return paths.forward(x, [w], [a], [b], [None], 1.0, segments, s, way, config)
+
+    return run
+
+
+def problems() -> Iterator[Problem]:
+    """Forward of CoRA's layer (A of each sample, B shared) and the roles swapped (dx); S from a sibling."""
+    for (B, T), (K, N), r in ((rows, widths, r) for rows in ROWS for widths in WIDTHS for r in RANKS):
+        forward = Problem(B * T, K, N, r, B, T, torch.bfloat16, sample_a=True, sample_b=False)
+        yield forward
+        yield forward._replace(s_given=True)
+        yield Problem(B * T, N, K, r, B, T, torch.bfloat16, sample_a=False, sample_b=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m cora_kernels.tune",
+        description="Times every way and tile on the GPU that is there, and keeps the fastest.",
+    )
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=5,
+        action="append",
+        metavar=("B", "T", "K", "N", "r"),
+        help="tune this shape, forward and dx, instead of the list of common linears; may be given several times",
+    )
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        raise SystemExit("cora_kernels.tune needs a GPU: none is there")
+    device = torch.device("cuda", torch.cuda.current_device())
+    name = torch.cuda.get_device_properties(device).name
+    rates = measure_rates(device)
+    tuned.save(name, rates, {})
+    cost.gpu_of.cache_clear()
+    print(f"{name}: " + ", ".join(f"{rate} {value:.3g}" for rate, value in rates.items()))
+    for problem in _asked_for(options.shape) if options.shape else problems():
+        best = measure_ways(problem, device)
+        path = tuned.save(name, {}, {cost.key_of(problem): best})
+        print(
+            f"{cost.key_of(problem)}: {best['way']} {best['config'] or ''} {best['seconds'] * 1e6:.1f} us", flush=True
+        )
+    print(f"kept in {path}")
+
+
+def _asked_for(shapes: list[list[int]]) -> Iterator[Problem]:
+    for B, T, K, N, r in shapes:
+        yield Problem(B * T, K, N, r, B, T, torch.bfloat16, sample_a=True, sample_b=False)
+        yield Problem(B * T, N, K, r, B, T, torch.bfloat16, sample_a=False, sample_b=True)
+
+
+if __name__ == "__main__":
+    main()

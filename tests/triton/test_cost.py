@@ -1,0 +1,161 @@
+"""The cost rule, what was tuned, and explain: no kernel runs here."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from cora_kernels import cost, explain, tune, tuned
+from cora_kernels.cost import GPUS, Problem
+from cora_kernels.triton.configs import gemm_configs
+
+BF16 = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Properties:
+    name: str
+    major: int
+    minor: int = 0
+    multi_processor_count: int = 100
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache directory, and no memory of another one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for remembered in (cost.choose, cost.gpu_of, tuned.load):
+        remembered.cache_clear()
+    yield tmp_path
+    for remembered in (cost.choose, cost.gpu_of, tuned.load):
+        remembered.cache_clear()
+
+
+@pytest.fixture
+def device(monkeypatch, cache):
+    """A GPU of the given properties."""
+
+    def pretend(properties: Properties) -> torch.device:
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        return torch.device("cuda", 0)
+
+    return pretend
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=lambda gpu: gpu.name)
+@pytest.mark.parametrize("rank", [16, 32])
+def test_one_pass_wins_where_the_written_rule_says(gpu, rank):
+    """N·r / BN < matrix rate / bandwidth, tested a factor of two away from equality: waves and tiles come in wholes."""
+    for N in (64 * 2**i for i in range(9)):
+        problem = Problem(2**20, 1024, N, rank, 2**7, 2**13, BF16)
+        found = {plan.way: plan for plan in cost.plans(problem, gpu._replace(gemm=1.0))}
+        ratio = (N * rank / found["one_pass"].config.BN) / (gpu.matrix / gpu.bandwidth)
+        if ratio < 0.5:
+            assert found["one_pass"].seconds < found["two_kernels"].seconds, (N, ratio)
+        if ratio > 2:
+            assert found["one_pass"].seconds > found["two_kernels"].seconds, (N, ratio)
+
+
+def test_the_chain_wins_where_our_gemm_is_slow():
+    """Fusing the expand pays only while our GEMM is within 1.3·matrix / (K·bandwidth) of the vendor's."""
+    gpu, problem = GPUS["H100"], Problem(2**16, 4096, 4096, 16, 8, 2**13, BF16)
+    break_even = 1.3 * gpu.matrix / (4096 * gpu.bandwidth)
+    for share, way in ((1 - 2 * break_even, "chain"), (1 - break_even / 2, "two_kernels")):
+        assert cost.plans(problem, gpu._replace(gemm=share))[0].way == way
+
+
+def test_tiles_of_one_sample_cost_what_they_leave_empty():
+    """At 65 rows a sample, one pass fills half of its 64-row tiles or less: it no longer wins."""
+    gpu = GPUS["A100"]._replace(gemm=1.0)
+    full = Problem(64 * 512, 1024, 512, 16, 512, 64, BF16)
+    assert cost.plans(full, gpu)[0].way == "one_pass"
+    assert cost.plans(full._replace(rows=65 * 512, length=65), gpu)[0].way == "two_kernels"
+
+
+@pytest.mark.parametrize(
+    ("properties", "arch"),
+    [
+        (Properties("NVIDIA A100-SXM4-80GB", 8), "sm_80"),
+        (Properties("NVIDIA GeForce RTX 3060", 8, 6), "sm_80"),
+        (Properties("NVIDIA H200", 9), "sm_90"),
+        (Properties("NVIDIA B300", 10, 3), "sm_100"),
+        (Properties("NVIDIA GeForce RTX 5090", 12), "sm_80"),
+        (Properties("Tesla T4", 7, 5), "sm_80"),
+        (Properties("Of Tomorrow", 17), "sm_80"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_an_unknown_gpu_uses_the_nearest_table(properties, arch, device):
+    gpu = cost.gpu_of(device(properties))
+    assert gpu.arch == arch and gpu.multiprocessors == 100 and gpu.name == properties.name
+    assert cost.plans(Problem(100, 64, 64, 4, 2, 50, BF16), gpu)
+
+
+def test_what_was_tuned_is_chosen(device):
+    gpu_device = device(Properties("NVIDIA H100 80GB HBM3", 9))
+    problem = Problem(8192, 4096, 4096, 16, 8, 1024, BF16)
+    assert cost.choose(problem, cost.gpu_of(gpu_device)).way == "chain"
+    tile = gemm_configs("sm_90", BF16, False)[1]._replace(persistent=True)
+    saved = {"way": "two_kernels", "config": tile, "seconds": 1e-4}
+    tuned.save("NVIDIA H100 80GB HBM3", {"gemm": 0.9}, {cost.key_of(problem): saved})
+    for remembered in (cost.choose, cost.gpu_of):
+        remembered.cache_clear()
+    gpu = cost.gpu_of(gpu_device)
+    assert gpu.gemm == 0.9
+    near = problem._replace(rows=8 * 1000, length=1000)
+    for one in (problem, near):
+        assert cost.choose(one, gpu).way == "two_kernels" and cost.choose(one, gpu).config == tile
+    assert cost.choose(problem, gpu, "chain").way == "chain"
+    assert cost.choose(problem._replace(inputs=4095), gpu) == cost.plans(problem._replace(inputs=4095), gpu)[0]
+
+
+def test_saving_adds_to_what_is_there(cache):
+    tuned.save("X", {"gemm": 0.5, "matrix": 1.0}, {"a": {"way": "chain"}})
+    tuned.save("X", {"gemm": 0.6}, {"b": {"way": "decode"}})
+    assert tuned.load("X")["gpu"] == {"gemm": 0.6, "matrix": 1.0} and set(tuned.load("X")["ways"]) == {"a", "b"}
+    assert [path.name for path in (cache / "cora_kernels").iterdir()] == ["X.json"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"format": 0}), json.dumps({"gpu": {}})])
+def test_a_file_that_cannot_be_used_is_reported_and_the_rule_holds(content, device):
+    gpu_device = device(Properties("NVIDIA H100", 9))
+    path = tuned.path_of("NVIDIA H100")
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.warns(UserWarning, match="run python -m cora_kernels.tune"):
+        gpu = cost.gpu_of(gpu_device)
+    assert gpu.gemm == GPUS["H100"].gemm
+
+
+def test_tuning_needs_a_gpu():
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is there")
+    with pytest.raises(SystemExit, match="needs a GPU: none is there"):
+        tune.main([])
+
+
+def test_explain_adds_up():
+    found = explain([(8, 1024, 2048, 2048, 16), (16, 150, 576, 1536, 16)], "A100")
+    assert [step.product for step in found.steps] == ["y", "dx", "dA", "dB"] * 2
+    y = found.steps[0]
+    assert y.way == "two_kernels" and y.kernels[0] == "shrink" and y.kernels[1].startswith("low-rank GEMM ")
+    base = 2 * (8192 * 2048 + 2048 * 2048 + 8192 * 2048)
+    s, a, b = 4 * 8192 * 16, 2 * 8 * 2048 * 16, 2 * 2048 * 16
+    assert y.bytes == (2 * 8192 * 2048 + a + s) + (base + s + b)
+    assert y.floor < y.seconds < 1.5 * y.floor
+    dA, dB = found.steps[2], found.steps[3]
+    assert dA.bytes == 2 * 8192 * 2048 + s + a and dB.bytes == 2 * 8192 * 2048 + s + b
+    assert "8 x 1024, 2048 -> 2048, r 16" in str(found) and len(str(found).splitlines()) == 2 + 8
+
+
+@pytest.mark.parametrize("device", ["cpu", "H1", "nonsense"])
+def test_explain_names_the_gpus_it_knows(device):
+    with pytest.raises(ValueError, match="device must be a GPU that is there or one of A100, L40S, .*, got "):
+        explain((1, 2, 3, 4, 5), device)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3, 4), (1, 2, 3, 4, 0), (1, 2, 3, 4, 5.0)])
+def test_explain_wants_five_positive_integers(shape):
+    with pytest.raises(ValueError, match="shapes must be .B, T, K, N, r., five positive integers, got "):
+        explain([shape], "A100")
