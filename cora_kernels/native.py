@@ -16,16 +16,24 @@ from cora_kernels.segments import Segments
 try:
     from cora_kernels import _C
 except ImportError as error:
-    _C = None
-    _unavailable = f"the native extension is not there ({error}): install with a C++ compiler and --no-build-isolation"
+    _loaded, _missing = False, str(error)
 else:
-    _unavailable = None
-    if _C.torch_version != torch.__version__.split("+")[0]:
-        _unavailable = f"the native extension was built for torch {_C.torch_version}, this is {torch.__version__}"
-    elif _C.cpu_isa() is None:
-        _unavailable = "the CPU kernels need an x86 processor with AVX2, FMA and F16C"
+    _loaded, _missing = True, ""
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _why_not() -> str | None:
+    if not _loaded:
+        return f"the native extension is not there ({_missing}): install with a C++ compiler and --no-build-isolation"
+    if _C.torch_version.split(".")[:2] != torch.__version__.split(".")[:2]:
+        return f"the native extension was built for torch {_C.torch_version}, this is {torch.__version__}"
+    if _C.cpu_isa() is None:
+        return "the CPU kernels need an x86 processor with AVX2, FMA and F16C"
+    return None
+
+
+_unavailable = _why_not()
 
 
 def availability() -> str | None:
@@ -111,21 +119,23 @@ def weight_packing(enabled: bool) -> Iterator[None]:
     per cent at a thousand rows. The switch is the process's: it holds in all threads, and a backward obeys the setting
     of the moment it runs. Weights created under `torch.inference_mode()` are never kept, they do not count versions.
     """
-    before = _C.keep_packs(enabled)
+    before = _C.keep_packs(enabled) if _loaded else enabled
     try:
         yield
     finally:
-        _C.keep_packs(before)
+        if _loaded:
+            _C.keep_packs(before)
 
 
 def clear_weight_packs() -> None:
     """Frees every pack. Also the way to have weights read again after a few elements were written through `.data`."""
-    _C.clear_packs()
+    if _loaded:
+        _C.clear_packs()
 
 
 def weight_pack_bytes() -> int:
     """The memory that packs of living weights take."""
-    return _C.packs_bytes()
+    return _C.packs_bytes() if _loaded else 0
 
 
 def _scaling(scaling: float | Tensor) -> tuple[Tensor | None, float]:
@@ -159,7 +169,7 @@ def _fake_outer(u, v, cu_seqlens, batch, per_sample, dtype):
     return u.new_empty(shape, dtype=dtype)
 
 
-if _C is not None:
+if _loaded:
     torch.library.register_fake("cora_kernels::cpu_shrink", _fake_shrink)
     torch.library.register_fake("cora_kernels::cpu_forward", _fake_forward)
     torch.library.register_fake("cora_kernels::cpu_backward_input", _fake_backward_input)

@@ -18,6 +18,8 @@ namespace cora {
 namespace {
 #include "simd_avx2.h"
 
+#include "packing.h"
+
 #include "microkernel.h"
 }  // namespace
 

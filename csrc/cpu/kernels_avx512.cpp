@@ -19,6 +19,8 @@ namespace cora {
 namespace {
 #include "simd_avx512.h"
 
+#include "packing.h"
+
 #include "microkernel.h"
 }  // namespace
 

@@ -20,6 +20,8 @@ namespace {
 #define CORA_BF16_PAIRS
 #include "simd_avx512.h"
 
+#include "packing.h"
+
 #include "microkernel.h"
 }  // namespace
 

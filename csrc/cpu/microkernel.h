@@ -2,11 +2,6 @@
 // a target region and an unnamed namespace, so one binary holds all instruction sets. No std function is called here:
 // its instantiation would be shared by all of them and might carry the wrong instructions.
 
-template <class A, class B>
-constexpr int64_t smaller(A a, B b) {
-  return a < b ? a : b;
-}
-
 // What a strip's panel is. A weight's: 48 wide, its rows read once for every eight rows of the tile, from L2 or L3, and
 // asked for 32 rows early (worth 2 to 5 % on Zen 4). A factor's: as wide as its strip says, perhaps rows of x in place,
 // of which the next 48 columns are asked for, the next tile's.
@@ -23,7 +18,7 @@ void fetch_ahead(const T* panel) {
   __builtin_prefetch(panel + (role == Role::kWeight ? kRowsAhead : 1) * kTileCols);
 }
 
-// --- products: how one strip is multiplied into the accumulators [MR rows x NV vectors] ---
+// Products: how one strip is multiplied into the accumulators [MR rows x NV vectors].
 
 // fp32 rows times a panel of fp32, fp16 or pairs of bf16, widened on load.
 template <Panel kind, Role role>
@@ -106,25 +101,7 @@ struct Paired {
 };
 #endif
 
-// --- loads and stores of any dtype ---
-
-inline Vec load_any(const void* p, Dtype dtype, int64_t n) {
-  switch (dtype) {
-    case Dtype::kFloat: return load(static_cast<const float*>(p), n);
-    case Dtype::kHalf: return load_half(static_cast<const uint16_t*>(p), n);
-    default: return load_bf16(static_cast<const uint16_t*>(p), n);
-  }
-}
-
-inline void store_any(void* p, Dtype dtype, Vec v, int64_t n) {
-  switch (dtype) {
-    case Dtype::kFloat: return store(static_cast<float*>(p), v, n);
-    case Dtype::kHalf: return store_half(static_cast<uint16_t*>(p), v, n);
-    default: return store_bf16(static_cast<uint16_t*>(p), v, n);
-  }
-}
-
-// --- the tile ---
+// The tile.
 
 // Everything that touches the accumulators is inlined: they have no address then, and stay in registers.
 template <Dtype dtype, int MR, int NV>
@@ -197,7 +174,7 @@ void tile(int rows, int cols, const Strip* base, int n_base, const Strip* low, i
   }
 }
 
-// --- one row ---
+// One row.
 
 // How far ahead of one row's arithmetic, which is quick, its factor is asked for: it comes from L3 or memory.
 constexpr int64_t kBytesAhead = 1024;
@@ -265,99 +242,6 @@ inline void row_product(const float* row, const Matrix& factor, int64_t depth, i
       case Dtype::kFloat: row_blocks<Dtype::kFloat>(row + k, rows, n, cols, add || k > 0, out); break;
       case Dtype::kHalf: row_blocks<Dtype::kHalf>(row + k, rows, n, cols, add || k > 0, out); break;
       default: row_blocks<Dtype::kBFloat16>(row + k, rows, n, cols, add || k > 0, out);
-    }
-  }
-}
-
-// --- packing and conversion ---
-
-// block[i] = src[row + i, col : col + width], zero outside rows x cols.
-inline void load_block(const Matrix& src, int64_t row, int64_t col, int64_t rows, int64_t cols, Vec (&block)[kWidth]) {
-  if (src.col_stride == 1) {
-    for (int i = 0; i < kWidth; ++i)
-      block[i] = i < rows ? load_any(src.at(0, row + i, col), src.dtype, cols) : zero();
-  } else if (src.row_stride == 1) {
-    for (int i = 0; i < kWidth; ++i)
-      block[i] = i < cols ? load_any(src.at(0, row, col + i), src.dtype, rows) : zero();
-    transpose(block);
-  } else {
-    for (int i = 0; i < kWidth; ++i) {
-      float lanes[kWidth] = {};
-      for (int j = 0; j < kWidth && i < rows && j < cols; ++j) {
-        store(lanes + j, load_any(src.at(0, row + i, col + j), src.dtype, 1), 1);
-      }
-      block[i] = load(lanes);
-    }
-  }
-}
-
-inline void pack_bf16_rows(const Matrix& src, int64_t depth, int64_t cols, float* dst, int64_t panel_stride) {
-  const uint16_t* even = static_cast<const uint16_t*>(src.data);
-  for (int64_t k = 0; k < depth; k += 2, even += 2 * src.row_stride, dst += panel_stride) {
-    const uint16_t* odd = even + src.row_stride;
-    for (int64_t col = 0; col < cols; col += kWidth) {
-      const int64_t n = cols - col;
-      store(dst + col,
-            k + 1 < depth ? pair_rows(even + col, odd + col, n) : pair_bf16(load_bf16(even + col, n), zero()));
-    }
-    for (int64_t col = round_up(cols, kWidth); col < panel_stride; col += kWidth)
-      store(dst + col, zero());
-  }
-}
-
-inline void pack(Panel kind, const Matrix& src, int64_t depth, int64_t cols, void* dst, int64_t panel_stride) {
-  if (kind == Panel::kPairs && src.dtype == Dtype::kBFloat16) {
-    if (src.row_stride == 1 && src.col_stride % 2 == 0 && depth % 2 == 0) {
-      // The pairs lie ready, as the elements of a matrix twice as wide.
-      return pack(Panel::kFloat, {src.data, Dtype::kFloat, 1, src.col_stride / 2}, depth / 2, cols, dst, panel_stride);
-    }
-    if (src.col_stride == 1) return pack_bf16_rows(src, depth, cols, static_cast<float*>(dst), panel_stride);
-  }
-  for (int64_t k = 0; k < depth; k += kWidth) {
-    const int64_t rows = smaller(depth - k, kWidth);
-    for (int64_t col = 0; col < panel_stride; col += kWidth) {
-      Vec block[kWidth];
-      load_block(src, k, col, rows, cols > col ? cols - col : 0, block);
-      if (kind == Panel::kPairs) {
-        float* out = static_cast<float*>(dst) + k / 2 * panel_stride + col;
-        for (int i = 0; i < rows; i += 2)
-          store(out + i / 2 * panel_stride, pair_bf16(block[i], block[i + 1]));
-      } else {
-        const Dtype dtype = kind == Panel::kHalf ? Dtype::kHalf : Dtype::kFloat;
-        char* out = static_cast<char*>(dst) + (k * panel_stride + col) * size_of(dtype);
-        for (int i = 0; i < rows; ++i)
-          store_any(out + i * panel_stride * size_of(dtype), dtype, block[i], kWidth);
-      }
-    }
-  }
-}
-
-inline void convert_row(const void* src, Dtype dtype, int64_t cols, bool to_bf16, void* dst) {
-  const Dtype to = to_bf16 ? Dtype::kBFloat16 : Dtype::kFloat;
-  const int64_t padded = round_up(cols, 2);
-  for (int64_t col = 0; col < padded; col += kWidth) {
-    const Vec v = load_any(static_cast<const char*>(src) + col * size_of(dtype), dtype, cols - col);
-    store_any(static_cast<char*>(dst) + col * size_of(to), to, v, padded - col);
-  }
-}
-
-inline void store_row(const float* c, int64_t cols, Dtype dtype, void* dst) {
-  for (int64_t col = 0; col < cols; col += kWidth) {
-    store_any(static_cast<char*>(dst) + col * size_of(dtype), dtype, load(c + col), cols - col);
-  }
-}
-
-inline void store_transposed(const float* c, int64_t p, int64_t q, Dtype dtype, void* dst, int64_t dst_stride) {
-  for (int64_t row = 0; row < p; row += kWidth) {
-    for (int64_t col = 0; col < q; col += kWidth) {
-      Vec block[kWidth];
-      for (int64_t i = 0; i < kWidth; ++i)
-        block[i] = row + i < p ? load(c + (row + i) * kTileCols + col) : zero();
-      transpose(block);
-      char* out = static_cast<char*>(dst) + (col * dst_stride + row) * size_of(dtype);
-      for (int64_t i = 0; i < smaller(kWidth, q - col); ++i) {
-        store_any(out + i * dst_stride * size_of(dtype), dtype, block[i], p - row);
-      }
     }
   }
 }
