@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from cora.base import load_base
 from cora.collaborative import CollaborativeEmbeddings
 from cora.config import CoRAConfig
-from cora.data.sources import smollm2_135m
 from cora.deltas import Delta
 from cora.generators import build_generator
 from cora.head import AnswerHead
@@ -26,7 +26,6 @@ from cora.layer import LoRALinear
 from cora.patch import patch
 from cora.saving import misfit, write_files
 
-_NAMED_MODELS = {"smollm2-135m": smollm2_135m}
 _CONFIG, _WEIGHTS, _EMBEDDINGS = "config.json", "model.safetensors", "embeddings.safetensors"
 
 
@@ -115,17 +114,7 @@ class CoRAModel(nn.Module):
             attention_mask = torch.ones_like(input_ids)
         check_batch(input_ids, attention_mask, user_ids, item_ids, labels)
         self._adapt(user_ids, item_ids)
-        positions = {}
-        if self._takes_position_ids:
-            positions["position_ids"] = position_ids(attention_mask)
-        head = self._head
-        head.positions = last_positions(attention_mask)
-        try:
-            answers = self.base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions).logits
-        finally:
-            head.positions = None
-        answers = answers[:, 0].float()
-        logits = answers[:, 0] - answers[:, 1] if answers.shape[1] == 2 else answers[:, 0]
+        logits = self._answer(input_ids, attention_mask)
         loss = None
         if labels is not None:
             loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
@@ -150,10 +139,17 @@ class CoRAModel(nn.Module):
 
     @torch.no_grad()
     def score(
-        self, input_ids: Tensor, attention_mask: Tensor | None, user_ids: Ids, item_ids: Ids, batch_size: int = 32
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        user_ids: Ids,
+        item_ids: Ids,
+        batch_size: int = 32,
+        adapted: bool = True,
     ) -> Tensor:
         """The logits of `forward` for any number of prompts, [N] fp32: in batches of prompts of similar length, each as
-        wide as its longest prompt, without autograd and dropout. torch.sigmoid makes probabilities of them."""
+        wide as its longest prompt, without autograd and dropout. torch.sigmoid makes probabilities of them. Not
+        `adapted`, they are the base model's."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         check_batch(input_ids, attention_mask, user_ids, item_ids, None)
@@ -165,7 +161,11 @@ class CoRAModel(nn.Module):
                 used = attention_mask[rows].any(0).nonzero()
                 columns = slice(int(used[0]), int(used[-1]) + 1)
                 users, items = ([ids[row] for row in rows] for ids in (as_list(user_ids), as_list(item_ids)))
-                scores[rows] = self(input_ids[rows, columns], attention_mask[rows, columns], users, items).logits
+                if adapted:
+                    self._adapt(users, items)
+                else:
+                    self.patch.set_deltas(None)
+                scores[rows] = self._answer(input_ids[rows, columns], attention_mask[rows, columns])
                 bar.update(len(rows))
         return scores
 
@@ -233,7 +233,7 @@ class CoRAModel(nn.Module):
         if base_model is None:
             if config.base_model is None:
                 raise ValueError(f"base_model: {folder} does not name its base model; pass it")
-            base_model = AutoModelForCausalLM.from_pretrained(resolve_model(config.base_model), **kwargs)
+            base_model = load_base(config.base_model, **kwargs)
         elif kwargs:
             raise ValueError(f"base_model was passed, so nothing is loaded with {', '.join(kwargs)}")
         weights = load_file(folder / _WEIGHTS)
@@ -248,10 +248,26 @@ class CoRAModel(nn.Module):
     def _head(self) -> AnswerHead:
         return cast(AnswerHead, self.base.get_submodule(self._head_name))
 
+    def _answer(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The score of every prompt [B] fp32 with the deltas that are set."""
+        positions = {}
+        if self._takes_position_ids:
+            positions["position_ids"] = position_ids(attention_mask)
+        head = self._head
+        head.positions = last_positions(attention_mask)
+        try:
+            answers = self.base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions).logits
+        finally:
+            head.positions = None
+        answers = answers[:, 0].float()
+        return answers[:, 0] - answers[:, 1] if answers.shape[1] == 2 else answers[:, 0]
+
     def _adapt(self, user_ids: Ids, item_ids: Ids) -> None:
         """Generates A for each sample and sets it, with P, on the patched linears."""
-        e_u = self.users[self.embeddings.lookup_users(user_ids).to(self.users.device)]
-        e_i = self.items[self.embeddings.lookup_items(item_ids).to(self.items.device)]
+        user_rows, item_rows = self.embeddings.lookup_users(user_ids), self.embeddings.lookup_items(item_ids)
+        if self.training and self.config.user_dropout > 0:
+            user_rows[torch.rand(len(user_rows)) < self.config.user_dropout] = len(self.users) - 1
+        e_u, e_i = self.users[user_rows.to(self.users.device)], self.items[item_rows.to(self.items.device)]
         with torch.autocast(e_u.device.type, enabled=False):
             generated = self.generator(e_u, e_i)
         deltas = {}
@@ -273,11 +289,6 @@ class CoRAModel(nn.Module):
         finally:
             for module in training:
                 module.training = True
-
-
-def resolve_model(name: str) -> str:
-    """What from_pretrained takes for a model's name: the folder of a named model, fetched on first use, or `name`."""
-    return str(_NAMED_MODELS[name]()) if name in _NAMED_MODELS else name
 
 
 def _check_base(base_model: PreTrainedModel, config: CoRAConfig) -> tuple[str, nn.Linear]:

@@ -59,6 +59,12 @@ class CollaborativeEmbeddings:
         """
         return self._item_rows.lookup(ids)
 
+    def score(self, user_ids: Ids, item_ids: Ids) -> Tensor:
+        """<e_u, e_i> [n] of n pairs in the tables' dtype, what matrix factorisation ranks by."""
+        users, items = self.lookup_users(user_ids), self.lookup_items(item_ids)
+        e_u, e_i = (_with_mean(table)[rows] for table, rows in ((self.users, users), (self.items, items)))
+        return (e_u * e_i).sum(1)
+
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file: users [U, d], items [I, d], user_ids and item_ids (int64 [n], or uint8 [n, bytes]
         of UTF-8 text with zeros behind it). The file appears whole or not at all."""
@@ -145,6 +151,10 @@ def _checked(name: str, matrix: Tensor) -> Tensor:
     if bad:
         raise ValueError(f"{name}: {bad} of {len(matrix)} rows hold values that are not finite")
     return matrix.detach().cpu()
+
+
+def _with_mean(table: Tensor) -> Tensor:
+    return torch.cat([table, table.mean(0, keepdim=True)])
 
 
 def _pack(ids: list[Any]) -> Tensor:

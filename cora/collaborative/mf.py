@@ -29,9 +29,7 @@ class MFResult:
 
     def score(self, frame: pd.DataFrame) -> np.ndarray:
         """score = <e_u, e_i>, float32 [rows], for the rows' user_id and item_id; unknown ids get the mean embedding."""
-        users = self.embeddings.lookup_users(frame["user_id"].tolist())
-        items = self.embeddings.lookup_items(frame["item_id"].tolist())
-        return _scores(self.embeddings.users, self.embeddings.items, users, items)
+        return self.embeddings.score(frame["user_id"].tolist(), frame["item_id"].tolist()).numpy()
 
 
 def train_mf(

@@ -1,0 +1,169 @@
+"""The command `cora`: train, evaluate, score, info."""
+
+import argparse
+import inspect
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from cora.config import CoRAConfig
+from cora.data import NAMED_DATA
+from cora.data.sources import cache_folder
+from cora.evaluation import as_table
+from cora.runs import RunConfig, RunFolder, load_settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, or 2 after one line on stderr for what the user can put right."""
+    options = _parser().parse_args(arguments)
+    warnings.formatwarning = lambda message, *_, **__: f"cora: note: {message}\n"
+    try:
+        options.command(options)
+    except (ValueError, TypeError, OSError) as error:
+        if sys.flags.dev_mode:  # python -X dev
+            raise
+        print(f"cora: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ncora: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(options: argparse.Namespace) -> None:
+    given = {name: value for name, value in vars(options).items() if name in _settings() and value is not None}
+    settings = load_settings(options.config) if options.config else {}
+    for name in ("cora", "trainer"):
+        given[name] = {**(settings.get(name) or {}), **dict(getattr(options, name))}
+    config = RunConfig.from_dict({**settings, **given})
+    from cora.training import train
+
+    result = train(config, options.out)
+    print(f"\n{as_table(result)}\n\npicture  {RunFolder(options.out).picture}\nmodel    {RunFolder(options.out).model}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from cora.inference import evaluate
+
+    result = evaluate(options.run, options.data, options.part, options.rows)
+    print(f"\n{as_table(result)}")
+    if options.json:
+        RunFolder(options.run).write(Path(options.json), json.dumps(result, indent=2) + "\n")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from cora.inference import recommend
+
+    found = recommend(options.run, options.user, options.top, options.candidates)
+    history = ", ".join(found.history[-3:])
+    print(f"user {options.user} liked {history or 'nothing so far'}" + (" most recently" if history else ""))
+    for place, (title, probability, rank) in enumerate(
+        zip(found.table["title"], found.table["probability"], found.table["mf_rank"], strict=True), 1
+    ):
+        print(f"{place:>3}  {probability:.3f}  {title}  (candidate {rank})")
+
+
+def _info(options: argparse.Namespace) -> None:
+    if options.run:
+        run = RunFolder.existing(options.run)
+        print(run.settings.read_text(encoding="utf-8"))
+        print(as_table(json.loads(run.metrics.read_text(encoding="utf-8"))))
+        return
+    from cora.base import NAMED_MODELS
+    from cora_kernels.info import report
+
+    print(report())
+    print(f"named data    {', '.join(NAMED_DATA)}")
+    print(f"named models  {', '.join(NAMED_MODELS)}")
+    print(f"cache         {cache_folder()}")
+
+
+def _settings() -> dict[str, Any]:
+    """The fields of RunConfig that have an option of their own."""
+    return {one.name: one for one in fields(RunConfig) if "help" in one.metadata}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cora", description="A language model that recommends to each user by weights of their own."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train CoRA, compare it with its parts, save it",
+        description="Trains CoRA on interactions and leaves a folder with settings, metrics.json, predictions, a "
+        "picture and the model. The same command again goes on where it was stopped.",
+        epilog="Fields of CoRAConfig, for --cora:\n" + inspect.cleandoc(CoRAConfig.__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("--out", required=True, metavar="FOLDER", help="folder of the run")
+    train.add_argument(
+        "--config", metavar="FILE", help="YAML or JSON file with these settings; options given here overrule it"
+    )
+    types = get_type_hints(RunConfig)
+    for name, one in _settings().items():
+        kind = next(kind for kind in (int, float, str) if kind in (types[name], *getattr(types[name], "__args__", ())))
+        default = "" if one.default in ("", None) else f" (default: {one.default})"
+        train.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            metavar="N" if kind is not str else "NAME",
+            help=one.metadata["help"].replace("%", "%%") + default,
+        )
+    for name, what in (("cora", "CoRAConfig (below)"), ("trainer", "transformers' TrainingArguments")):
+        train.add_argument(
+            f"--{name}",
+            type=_pair,
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help=f"a field of {what}; repeatable",
+        )
+    train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser("evaluate", help="score labelled rows by a trained run and print the metrics")
+    evaluate.add_argument("--run", required=True, metavar="FOLDER", help="folder of a finished run")
+    evaluate.add_argument("--data", metavar="NAME", help="other data than the run's, in any form `cora train` takes")
+    evaluate.add_argument(
+        "--part", default="test", choices=("train", "valid", "test"), help="part of the data (default: test)"
+    )
+    evaluate.add_argument(
+        "--rows", type=int, default=0, metavar="N", help="rows drawn at random (default: 0, all of them)"
+    )
+    evaluate.add_argument("--json", metavar="FILE", help="also write the metrics there")
+    evaluate.set_defaults(command=_evaluate)
+
+    score = commands.add_parser("score", help="recommend items to one user")
+    score.add_argument("--run", required=True, metavar="FOLDER", help="folder of a finished run")
+    score.add_argument("--user", required=True, metavar="ID", help="user id as in the data")
+    score.add_argument("--top", type=int, default=10, metavar="N", help="recommendations printed (default: 10)")
+    score.add_argument(
+        "--candidates", type=int, default=100, metavar="N",
+        help="unseen items that CoRA ranks: the best by the collaborative vectors (default: 100)",
+    )  # fmt: skip
+    score.set_defaults(command=_score)
+
+    info = commands.add_parser(
+        "info", help="versions, usable kernels, named data and models; or a run's settings and metrics"
+    )
+    info.add_argument("--run", metavar="FOLDER", help="folder of a finished run")
+    info.set_defaults(command=_info)
+    return parser
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name, yaml.safe_load(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

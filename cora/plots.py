@@ -1,0 +1,31 @@
+"""The picture of a training run."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from cora.saving import write_files
+
+_TRAIN, _CORA, _MF = "#7f8c9a", "#0b6fb8", "#c4621a"
+
+
+def training_picture(history: list[dict[str, Any]], mf_auc: float | None, path: Path) -> None:
+    """Loss and validation AUC against steps, as a PNG. history: the Trainer's log; mf_auc: on the same valid rows."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    losses, aucs = figure.subplots(1, 2)
+    train = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    valid = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    auc = [(entry["step"], entry["eval_auc"]) for entry in history if "eval_auc" in entry]
+    losses.plot(*zip(*train, strict=True), color=_TRAIN, linewidth=1, label="training")
+    losses.plot(*zip(*valid, strict=True), color=_CORA, marker="o", markersize=3, label="validation")
+    losses.set(xlabel="step", ylabel="binary cross-entropy", title="Loss")
+    aucs.plot(*zip(*auc, strict=True), color=_CORA, marker="o", markersize=3, label="CoRA (step 0: the LLM alone)")
+    if mf_auc is not None:
+        aucs.axhline(mf_auc, color=_MF, linestyle="--", label="collaborative vectors alone")
+    aucs.set(xlabel="step", ylabel="AUC", title="Validation AUC")
+    for axes in (losses, aucs):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    write_files(path.parent, {path.name: lambda file: figure.savefig(file, dpi=150, format="png")})

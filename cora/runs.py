@@ -1,0 +1,185 @@
+"""A run: the settings of `cora train`, and the folder that holds what it makes."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from cora.config import CoRAConfig
+from cora.data import Interactions, Splits, add_histories, load_interactions, split
+from cora.saving import write_files
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _option(default: Any, text: str) -> Any:
+    """A field with the help that the command line shows."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class RunConfig:
+    """Everything that decides what `cora train` does. `cora` and `trainer` hold fields of CoRAConfig and of
+    transformers' TrainingArguments by name, and overrule what is derived from the other settings.
+
+    Raises TypeError or ValueError that names the field.
+    """
+
+    data: str = _option("", "named data set (movielens-100k), RecBole folder or .inter file, .parquet or .csv file, "
+                            "or a folder with train, valid and maybe test files")  # fmt: skip
+    model: str = _option("", "named model (smollm2-135m), or what transformers' from_pretrained takes")
+    positive_rating: float = _option(4.0, "ratings from here on are label 1, where the data has no labels")
+    split: str = _option("ratio", "how rows are split in time: ratio (8:1:1), dates or leave-last (of each user)")
+    valid_from: str | None = _option(None, "split dates: first day of the validation rows, such as 2002-04-01")
+    test_from: str | None = _option(None, "split dates: first day of the test rows")
+    leave_last: int = _option(1, "split leave-last: test rows of each user, and validation rows before them")
+    embeddings: str | None = _option(None, "safetensors file of collaborative embeddings; none: matrix factorisation "
+                                           "is trained")  # fmt: skip
+    mf_dim: int = _option(256, "width of the vectors of matrix factorisation")
+    dtype: str = _option("auto", "of the language model: float32, bfloat16, float16, or auto, which is bfloat16 where "
+                                 "the device computes it fast")  # fmt: skip
+    steps: int = _option(400, "optimiser steps at most")
+    batch_size: int = _option(16, "prompts in a step, per device")
+    learning_rate: float = _option(1e-3, "peak of the learning rate, after warm-up; it falls to 8 % along a cosine")
+    warmup_steps: int = _option(20, "steps in which the learning rate rises")
+    weight_decay: float = _option(1e-3, "of matrices; biases and norms have none")
+    eval_every: int = _option(50, "steps between validations, each of which saves a checkpoint")
+    patience: int = _option(20, "validations without a better AUC after which training stops")
+    max_minutes: float | None = _option(None, "training stops after this time and its best checkpoint is used")
+    valid_rows: int = _option(500, "validation rows used, drawn at random; 0 for all")
+    test_rows: int = _option(2000, "test rows used, drawn at random, the same for every method; 0 for all")
+    seed: int = _option(0, "of all random choices")
+    cora: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("data", "model"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ValueError(f"{name}: expected a name or a path, got {getattr(self, name)!r}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or value < least:
+                raise ValueError(f"{name}: expected a whole number from {least}, got {value!r}")
+        for name in ("positive_rating", "learning_rate", "weight_decay", "max_minutes"):
+            value = getattr(self, name)
+            if value is None and name == "max_minutes":
+                continue
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise TypeError(f"{name}: expected a number, got {value!r}")
+            if value < 0 or (value == 0 and name in ("learning_rate", "max_minutes")):
+                raise ValueError(f"{name}: expected a positive number, got {value!r}")
+        for name, choices in (("split", ("ratio", "dates", "leave-last")), ("dtype", DTYPES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("cora", "trainer"):
+            if not isinstance(getattr(self, name), dict):
+                raise TypeError(f"{name}: expected names with values, got {getattr(self, name)!r}")
+        self.model_config()
+
+    def interactions(self) -> Interactions:
+        return load_interactions(self.data, self.positive_rating)
+
+    def splits(self, interactions: Interactions) -> Splits:
+        """Train, valid and, where there is one, test: with histories, and `warm` for rows of known user and item."""
+        by = "ratio" if "split" in interactions.frame else self.split
+        parts = split(interactions, by, valid_from=self.valid_from, test_from=self.test_from, last=self.leave_last)
+        parts = add_histories(parts, self.model_config().max_history)
+        users, items = (set(parts.train[name].tolist()) for name in ("user_id", "item_id"))
+        warm = {
+            name: frame.assign(warm=frame["user_id"].isin(users) & frame["item_id"].isin(items))
+            for name, frame in parts.parts().items()
+        }
+        return Splits(warm["train"], warm["valid"], warm.get("test"))
+
+    def sampled(self, frame: pd.DataFrame, rows: int) -> pd.DataFrame:
+        """`rows` rows drawn at random, in their order; all of them for 0 or where there are no more."""
+        return frame if rows == 0 or rows >= len(frame) else frame.sample(rows, random_state=self.seed).sort_index()
+
+    def model_config(self) -> CoRAConfig:
+        """The CoRAConfig of this run. Raises ValueError for a name in `cora` that it does not have."""
+        return CoRAConfig.from_dict({**self.cora, "base_model": self.model})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
+        """Raises ValueError for a name that is no field."""
+        known = [one.name for one in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"unknown settings: {', '.join(unknown)}; known are {', '.join(known)}")
+        return cls(**values)
+
+
+_LEAST = {
+    "leave_last": 1, "mf_dim": 3, "steps": 1, "batch_size": 1, "warmup_steps": 0, "eval_every": 1, "patience": 1,
+    "valid_rows": 0, "test_rows": 0, "seed": 0,
+}  # fmt: skip
+
+
+def load_settings(path: str | Path) -> dict[str, Any]:
+    """The settings in a YAML or JSON file. Raises FileNotFoundError, and ValueError for a file that holds none."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"config: there is no file {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"config: {path} is neither YAML nor JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"config: expected names with values in {path}, got {type(values).__name__}")
+    return values
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    """The settings as a file holds them."""
+    return dict(json.loads(json.dumps(asdict(config))))
+
+
+class RunFolder:
+    """Where everything of a run lies. A file appears whole or not at all, so what is there need not be made again."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.settings = self.path / "config.yaml"
+        self.embeddings = self.path / "embeddings.safetensors"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self.history = self.path / "history.json"
+        self.predictions = self.path / "predictions.parquet"
+        self.metrics = self.path / "metrics.json"
+        self.picture = self.path / "training.png"
+
+    @classmethod
+    def existing(cls, path: str | Path) -> "RunFolder":
+        """Raises FileNotFoundError unless a finished run is there."""
+        run = cls(path)
+        if not run.settings.is_file():
+            raise FileNotFoundError(f"run: {path} is not the folder of a run, {run.settings.name} is missing")
+        if not run.metrics.is_file():
+            raise FileNotFoundError(f"run: the training in {path} has not finished; `cora train` goes on with it")
+        return run
+
+    def open(self, config: RunConfig) -> None:
+        """Records the settings. Raises FileExistsError if the folder holds other things or a run of other settings."""
+        if self.settings.is_file():
+            now, then = _plain(config), _plain(self.config())
+            if other := [f"{name} {then[name]!r}, now {now[name]!r}" for name in now if now[name] != then[name]]:
+                raise FileExistsError(f"out: {self.path} holds a run with other settings: {'; '.join(other)}")
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise FileExistsError(f"out: {self.path} is not empty and holds no run")
+        elif self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"out: {self.path} is a file")
+        else:
+            self.write(self.settings, yaml.safe_dump(_plain(config), sort_keys=False))
+
+    def config(self) -> RunConfig:
+        return RunConfig.from_dict(load_settings(self.settings))
+
+    def write(self, path: Path, content: str | pd.DataFrame) -> None:
+        """Text as it is, a frame as parquet."""
+        if isinstance(content, str):
+            write_files(path.parent, {path.name: lambda file: file.write_text(content, encoding="utf-8")})
+        else:
+            write_files(path.parent, {path.name: lambda file: content.to_parquet(file, index=False)})
