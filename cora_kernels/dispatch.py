@@ -35,10 +35,17 @@ def _triton() -> ModuleType:
     return backend
 
 
+def _cuda() -> ModuleType:
+    from cora_kernels import cuda
+
+    return cuda
+
+
 # name -> (module, the device types it is tried on when no backend is asked for; None: all). The first that can serves.
 _BACKENDS: dict[str, tuple[Callable[[], ModuleType], tuple[str, ...] | None]] = {
     "cpu": (_native, ("cpu",)),
     "triton": (_triton, ("cuda",)),
+    "cuda": (_cuda, ("cuda",)),
     "chain": (_chain, None),
     "reference": (_reference, ()),
 }

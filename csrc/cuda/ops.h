@@ -1,0 +1,31 @@
+// The ops on CUDA tensors; their meaning is that of the CPU ops of the same names.
+#pragma once
+
+#include <ATen/core/List.h>
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <vector>
+
+namespace cora::gpu {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+at::Tensor shrink(const at::Tensor& x, const at::Tensor& a, const OptionalTensor& scales, double scaling,
+                  const OptionalTensor& cu_seqlens, int64_t batch);
+
+// `balance` is the GPU's matrix FLOP/s over its bytes/s: one pass wins where N·r / tile columns is below it.
+std::vector<at::Tensor> forward(const at::Tensor& x, at::TensorList weights, at::TensorList lora_as,
+                                at::TensorList lora_bs, const c10::List<OptionalTensor>& biases,
+                                const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens,
+                                int64_t batch, at::TensorList given, double balance);
+
+std::vector<at::Tensor> backward_input(at::TensorList gs, at::TensorList weights, at::TensorList lora_as,
+                                       at::TensorList lora_bs, const OptionalTensor& scales, double scaling,
+                                       const OptionalTensor& cu_seqlens, int64_t batch, int64_t n_a,
+                                       at::TensorList given, double balance);
+
+at::Tensor outer(const at::Tensor& u, const at::Tensor& v, const OptionalTensor& cu_seqlens, int64_t batch,
+                 bool per_sample, at::ScalarType dtype);
+
+}  // namespace cora::gpu
