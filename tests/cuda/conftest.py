@@ -1,0 +1,71 @@
+"""The backend "cuda" on CPU tensors, where nvcc and ptxsim are there."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import simulator as simulation
+import torch
+
+from cora_kernels import cuda
+
+
+@pytest.fixture(scope="session")
+def ptxsim() -> ModuleType:
+    """From the folder that PTXSIM names, or beside the repository."""
+    folder = Path(os.environ.get("PTXSIM", simulation.ROOT.parent / "shared" / "ptxsim"))
+    if not folder.is_dir():
+        pytest.skip(f"ptxsim is not in {folder}: kernels compiled to PTX are not executed")
+    sys.path.insert(0, str(folder.parent))
+    try:
+        return importlib.import_module("ptxsim")
+    finally:
+        sys.path.remove(str(folder.parent))
+
+
+@pytest.fixture(scope="session")
+def compiled() -> Path:
+    """The folder of the compiled drivers, launchers and PTX."""
+    reason = simulation.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    return simulation.build(simulation.ROOT / "build" / "simulated-cuda")
+
+
+@pytest.fixture(scope="session")
+def _simulator(ptxsim, compiled) -> simulation.Simulator:
+    if cuda.architectures() is not None:
+        pytest.skip("the extension was built with CUDA: its ops and the simulated ones have the same names")
+    simulator = simulation.Simulator(ptxsim, compiled)
+    cuda._register_fakes()
+    return simulator
+
+
+@pytest.fixture
+def simulator(_simulator, monkeypatch) -> simulation.Simulator:
+    """The backend believes that CPU tensors are on a GPU."""
+    monkeypatch.setattr(cuda, "_DEVICE", "cpu")
+    monkeypatch.setattr(cuda, "availability", lambda: None)
+    return _simulator
+
+
+@pytest.fixture
+def prefer(monkeypatch):
+    """One pass wherever the rank allows it, or two kernels: `_balance` is what the choice goes by."""
+
+    def force(way: str) -> None:
+        monkeypatch.setattr(cuda, "_balance", lambda device: {"one_pass": 1e9, "two_kernels": 0.0}[way])
+
+    return force
+
+
+@pytest.fixture
+def poison():
+    """torch.empty returns NaN: a number that a kernel forgets to write cannot pass for a right one."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)

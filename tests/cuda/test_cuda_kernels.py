@@ -1,0 +1,206 @@
+"""The CUDA kernels' PTX, executed: every result by the error rule, nothing out of bounds, no race in shared memory."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cora_kernels.segments import Segments
+from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+# Samples of more than eight rows, or packed: one pass or two kernels, outer.
+SHAPES = [
+    Case(batch=3, length=17, k=40, n=(72,), r=3, sample_b=True, bias=True),
+    Case(batch=2, length=70, k=136, n=(24,), r=16),
+    Case(lengths=(1, 127, 0, 128, 129), k=72, n=(200,), r=8, sample_b=True),
+    Case(batch=1, length=129, k=200, n=(136,), r=24, sample_b=True, bias=True),
+    Case(batch=2, length=33, k=56, n=(264,), r=64, sample_b=True),
+    Case(lengths=(33, 2, 0, 65), k=104, n=(32,), r=1, sample_a=False, sample_b=True, tensor_scaling=True),
+    Case(batch=2, length=21, k=16, n=(40, 8, 24), r=4, bias=True),
+    Case(lengths=(4, 0, 9, 1), k=24, n=(40, 8), r=16, one_a=False, sample_b=True, factor_dtype=FP32),
+]
+MORE_SHAPES = [
+    Case(batch=1, length=9, k=8, n=(8,), r=1),
+    Case(batch=2, length=16, k=64, n=(64,), r=16, sample_b=True),
+    Case(batch=3, length=31, k=24, n=(16,), r=8, bias=True),
+    Case(batch=2, length=65, k=16, n=(136,), r=3, sample_a=False, sample_b=True),
+    Case(batch=1, length=64, k=128, n=(64,), r=32),
+    Case(batch=2, length=33, k=40, n=(32,), r=31, sample_b=True, factor_dtype=FP32),
+    Case(batch=3, length=14, k=264, n=(8,), r=24, tensor_scaling=True),
+    Case(batch=19, length=13, k=24, n=(40,), r=4, sample_b=True, bias=True),
+    Case(lengths=(17,), k=24, n=(16,), r=11),
+    Case(lengths=(16, 16, 32), k=32, n=(64,), r=16, sample_b=True),
+    Case(lengths=(7, 1, 60, 3), k=16, n=(72,), r=5, sample_a=False, sample_b=True),
+    Case(lengths=(2, 3, 4, 5, 6, 7), k=40, n=(48,), r=12, tensor_scaling=True),
+    Case(lengths=(0, 1, 40), k=72, n=(72,), r=17, bias=True),
+    Case(lengths=(5, 6), k=40, n=(16, 24), r=3, sample_a=False),
+    Case(batch=3, length=15, k=24, n=(8, 16), r=5, one_a=False, tensor_scaling=True),
+    Case(batch=2, length=11, k=56, n=(24,), r=48, sample_b=True, bias=True),
+    Case(batch=1, length=30, k=304, n=(24,), r=130),
+    Case(lengths=(127, 129, 1), k=96, n=(128,), r=64, sample_b=True),
+    Case(lengths=(128, 0, 128), k=64, n=(136,), r=24, sample_b=True, factor_dtype=FP32),
+    Case(batch=1, length=260, k=32, n=(24,), r=8, sample_a=False),
+]
+DECODED = [
+    Case(batch=3, length=1, k=72, n=(304,), r=16, sample_b=True, bias=True),
+    Case(batch=2, length=8, k=40, n=(72,), r=5, tensor_scaling=True),
+    Case(batch=5, length=3, k=40, n=(24, 8), r=3, factor_dtype=FP32),
+    Case(batch=2, length=2, k=1096, n=(2120,), r=24, sample_b=True),
+]
+MORE_DECODED = [
+    Case(batch=b, length=t, k=k, n=(n,), r=r, sample_a=a, sample_b=sample_b, bias=b % 2 == 0, one_a=False)
+    for i, (b, t, k, n, r) in enumerate(
+        [
+            (1, 1, 8, 8, 1),
+            (7, 1, 24, 2056, 3),
+            (4, 1, 64, 48, 64),
+            (3, 1, 1032, 16, 8),
+            (9, 2, 16, 40, 16),
+            (2, 2, 200, 136, 128),
+            (5, 3, 2056, 24, 24),
+            (3, 4, 48, 64, 3),
+            (6, 4, 24, 8, 1),
+            (1, 5, 136, 72, 9),
+            (4, 5, 72, 96, 40),
+            (2, 6, 24, 264, 16),
+            (3, 7, 40, 128, 64),
+            (2, 7, 304, 24, 2),
+            (8, 8, 8, 16, 8),
+            (1, 8, 520, 40, 100),
+            (3, 1, 96, 4104, 16),
+        ]
+    )
+    for a, sample_b in [((True, False), (True, True), (False, True))[i % 3]]
+]
+slow = pytest.mark.slow
+
+
+def every(cases, more, stride=1):
+    """Cases with a way and a number of multiprocessors each, so that every tile has its turn; the others if asked."""
+    drawn = [(case, ("one_pass", "two_kernels")[i % 2], (108, 1)[i // 2 % 2]) for i, case in enumerate(cases)]
+    others = [
+        (case, way, count)
+        for case in [*cases, *more]
+        for way in ("one_pass", "two_kernels")
+        for count in (108, 1)
+        if (case, way, count) not in drawn
+    ]
+    return [*drawn, *(pytest.param(*other, marks=slow) for other in others[::stride])]
+
+
+@pytest.mark.parametrize(("case", "way", "multiprocessors"), every(SHAPES, MORE_SHAPES), ids=str)
+def test_shapes(case, way, multiprocessors, simulator, prefer, poison):
+    prefer(way)
+    with simulator.running(multiprocessors) as launches:
+        assert_correct(make_inputs(replace(case, dtype=BF16)), "cuda")
+    assert {"lowrank_gemm", "outer"} <= {kernel for kernel, _ in launches}
+
+
+@pytest.mark.parametrize("case", [*DECODED, *(pytest.param(case, marks=slow) for case in MORE_DECODED)], ids=str)
+def test_decode(case, simulator, poison):
+    inputs = make_inputs(replace(case, dtype=BF16))
+    if case.tensor_scaling:
+        inputs.scaling.requires_grad_(False)
+    with simulator.running() as launches:
+        assert_correct(inputs, "cuda")
+    assert "decode" in {kernel for kernel, _ in launches}
+
+
+@pytest.mark.parametrize(("way", "multiprocessors"), [("one_pass", 108), ("two_kernels", 1)])
+@pytest.mark.parametrize("factors", [None, pytest.param(FP32, marks=slow)], ids=str)
+def test_fp16(way, multiprocessors, factors, simulator, prefer):
+    prefer(way)
+    case = Case(lengths=(21, 0, 30), k=40, n=(136,), r=6, dtype=FP16, factor_dtype=factors, sample_b=True)
+    with simulator.running(multiprocessors):
+        assert_correct(make_inputs(case), "cuda")
+        assert_correct(make_inputs(replace(case, lengths=None, length=4)), "cuda")
+
+
+@pytest.mark.parametrize("order", ["reverse", "random"])
+def test_any_order_of_warps(order, simulator, prefer):
+    """A missing barrier shows in the numbers where warps do not run in step."""
+    prefer("one_pass")
+    case = Case(lengths=(40, 30), k=136, n=(72,), r=16, dtype=BF16, sample_b=True)
+    with simulator.running(order=order):
+        assert_correct(make_inputs(case), "cuda")
+
+
+@pytest.mark.parametrize("way", ["one_pass", "two_kernels", "decode"])
+def test_a_sample_does_not_see_its_neighbours(way, simulator, prefer):
+    """inf and NaN in every other sample, tiles that straddle: a sample's output and gradients stay what they are."""
+    if way != "decode":
+        prefer(way)
+    inputs = make_inputs(Case(batch=3, length=7 if way == "decode" else 11, sample_b=True, dtype=BF16))
+    with simulator.running():
+        clean = results(lambda i: call(i, "cuda"), inputs)
+        with torch.no_grad():
+            for t, bad in ((inputs.x, "nan"), (inputs.lora_as[0], "inf"), (inputs.lora_bs[0], "nan")):
+                t[::2] = float(bad)
+        dirty = results(lambda i: call(i, "cuda"), inputs)
+    for name in clean:
+        assert torch.equal(clean[name][1], dirty[name][1]), name
+        assert not dirty[name][::2].isfinite().any(), name
+
+
+@pytest.mark.parametrize(
+    "borders", [[0, 5, 5, 90], [-7, 30, 2, 20], [20, 10, 0, -1], [2**31 - 1, -(2**31), 7, 3]], ids=str
+)
+def test_wrong_borders_stay_in_bounds(borders, simulator, prefer):
+    """On a GPU nobody reads cu_seqlens back to check it: whatever it holds, nothing outside the tensors is touched."""
+    from cora_kernels import cuda
+
+    inputs = make_inputs(Case(lengths=(9, 8, 3), k=16, n=(24,), r=4, dtype=BF16, sample_b=True), requires_grad=False)
+    segments = Segments(3, 20, None, torch.tensor(borders, dtype=torch.int32))
+    operands = inputs.weights, inputs.lora_as, inputs.lora_bs
+    for way in ("one_pass", "two_kernels"):
+        prefer(way)
+        with simulator.running():
+            (y,), (s,) = cuda.forward(inputs.x, *operands, inputs.biases, 1.0, segments)
+            cuda.backward_input([y], *operands, 1.0, segments, True)
+            cuda.outer(s, y, segments, True, torch.float32)
+
+
+def test_layouts(simulator, prefer):
+    """Factors and weights as transposed views, gradients and S off their alignment: read in place, or copied."""
+    from cora_kernels import cuda
+
+    prefer("one_pass")
+    inputs = make_inputs(Case(batch=2, length=20, k=40, n=(24,), r=8, sample_b=True, dtype=BF16))
+    segments = Segments.of(inputs.x, None)
+    x, weight, a, b = inputs.x.reshape(40, 40).detach(), *inputs.weights, *inputs.lora_as, *inputs.lora_bs
+    turned = [t.detach().transpose(-1, -2).contiguous().transpose(-1, -2) for t in (weight, a, b)]
+    with simulator.running():
+        (y,), (s,) = cuda.forward(x, [weight], [a], [b], [None], 0.5, segments)
+        (y_turned,), _ = cuda.forward(x, turned[:1], turned[1:2], turned[2:], [None], 0.5, segments)
+        dx, (ds,) = cuda.backward_input([y], [weight], [a], [b], 0.5, segments, True)
+        shifted = torch.cat([y.new_zeros(40, 1), y], 1)[:, 1:]
+        dx_turned, _ = cuda.backward_input([shifted], turned[:1], turned[1:2], turned[2:], 0.5, segments, True)
+    assert torch.equal(y, y_turned) and torch.equal(dx, dx_turned)
+
+
+def test_same_bits(simulator, prefer):
+    prefer("two_kernels")
+    inputs = make_inputs(Case(lengths=(520,), k=16, n=(24,), r=4, dtype=BF16))
+    with simulator.running(order="random") as launches:
+        first, second = (results(lambda i: call(i, "cuda"), inputs) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any("sum_planes" in stats.kernel for _, stats in launches), "rows were not split"
+
+
+def test_reasons(simulator):
+    """What the kernels do not serve, said before anything is launched."""
+    from cora_kernels import lora_linear
+
+    x, weight = torch.randn(2, 3, 16, dtype=BF16), torch.randn(8, 16, dtype=BF16)
+    a, b = torch.randn(2, 16, 4, dtype=BF16), torch.randn(4, 8, dtype=BF16)
+
+    def refused(message, x=x, weight=weight, a=a, b=b):
+        with pytest.raises(ValueError, match=f"backend 'cuda' cannot serve this call: .*{message}"):
+            lora_linear(x, weight, a, b, backend="cuda")
+
+    refused("x must be bfloat16 or float16, got torch.float32", x.float(), weight.float(), a.float(), b.float())
+    refused(r"multiples of 8, got \(7, 16\)", weight=weight[:7], b=b[:, :7])
+    refused("lora_a and lora_b must be float32 or, like x, torch.bfloat16, got torch.float16", a=a.half())
+    refused("the rows of x must be 16-byte aligned", x=torch.randn(2, 3, 17, dtype=BF16)[..., 1:])
+    refused("the rows of weight must be 16-byte aligned", weight=torch.randn(8, 17, dtype=BF16)[:, 1:])
