@@ -1,18 +1,26 @@
 """Builds the native extension cora_kernels._C where torch and a C++ compiler are there; installs without it elsewhere.
 
+With a CUDA build of torch and nvcc in CUDA_HOME, the CUDA kernels are part of it, for the architectures below.
+
 python setup.py build_ext --inplace [--required] [--sanitize]
 """
 
 from glob import glob
+from os.path import exists
 
 from setuptools import setup
 
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-O1", "-g"]
 
+# Code for these, and PTX from which drivers compile for later ones.
+ARCHITECTURES = ("80", "90")
+PTX = "90"
+
 
 def native() -> dict:
     try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
+        import torch
+        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
     except ImportError:
         print("cora_kernels: torch is not visible to the build (pip's --no-build-isolation): no native extension")
         return {}
@@ -42,11 +50,23 @@ def native() -> dict:
                 print(f"cora_kernels: the native extension was not built, torch backends serve instead ({reason})")
                 self.extensions = []
 
-    extension = CppExtension(
+    cuda = torch.version.cuda is not None and CUDA_HOME is not None and exists(f"{CUDA_HOME}/include/cuda_runtime.h")
+    if torch.version.cuda is not None and not cuda:
+        print("cora_kernels: nvcc is not in CUDA_HOME: the native extension goes without CUDA kernels")
+    sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")
+    if cuda:
+        sources += glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu")
+    codes = [(arch, f"sm_{arch}") for arch in ARCHITECTURES] + [(PTX, f"compute_{PTX}")]
+    names = ",".join(code for _, code in codes)
+    extension = (CUDAExtension if cuda else CppExtension)(
         "cora_kernels._C",
-        sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")),
-        # GCC 12 takes its own headers' undefined vectors for a mistake.
-        extra_compile_args={"cxx": ["-O3", "-g0", "-fopenmp", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]},
+        sorted(sources),
+        extra_compile_args={
+            # GCC 12 takes its own headers' undefined vectors for a mistake.
+            "cxx": ["-O3", "-g0", "-fopenmp", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+            + ([f'-DCORA_CUDA_ARCHITECTURES="{names}"'] if cuda else []),
+            "nvcc": ["-O3"] + [f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes],
+        },
         extra_link_args=["-fopenmp"],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildNative}}

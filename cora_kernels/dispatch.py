@@ -42,6 +42,8 @@ def _cuda() -> ModuleType:
 
 
 # name -> (module, the device types it is tried on when no backend is asked for; None: all). The first that can serves.
+# By the cost rule Triton's GEMM leads the CUDA C++ one: by 3 % on sm_80, as its largest tile has twice the area, and by
+# more on Hopper, as it has wgmma. So "cuda" serves where Triton is not there or cannot serve.
 _BACKENDS: dict[str, tuple[Callable[[], ModuleType], tuple[str, ...] | None]] = {
     "cpu": (_native, ("cpu",)),
     "triton": (_triton, ("cuda",)),

@@ -10,6 +10,9 @@ namespace {
 constexpr int kDecodeThreads = 256, kDecodeWarps = kDecodeThreads / 32;
 // Depths whose x is in shared memory at a time.
 constexpr int BK = 1024;
+// Chunks of A or B that a thread has under way: a block or two a multiprocessor must keep the memory busy.
+template <int ROWS>
+constexpr int kAtOnce = ROWS <= 2 ? 8 : 4;
 
 // s [ROWS][kDecodeRank] = scale·x·A for the sample's rows.
 template <typename T, int ROWS>
@@ -32,15 +35,25 @@ __device__ inline void shrink(float (*s)[kDecodeRank], const Decode& p, int samp
     }
     __syncthreads();
     const int k_last = min(BK, p.depth - k0);
-#pragma unroll 4
-    for (int k = k_first; k < k_last; k += depths) {
-      float a[8];
-      to_floats<T>(a, load_chunk(p.a, sample, k0 + k, true, rank, p.rank), p.a);
+    for (int k = k_first; k < k_last; k += depths * kAtOnce<ROWS>) {
+      Chunk loaded[kAtOnce<ROWS>];
 #pragma unroll
-      for (int t = 0; t < ROWS; ++t) {
-        const float x_k = t < p.length ? unpack<T>(x_tile[t][k]).x : 0.0f;
+      for (int j = 0; j < kAtOnce<ROWS>; ++j) {
+        const int at = k + j * depths;
+        loaded[j] = load_chunk(p.a, sample, k0 + at, at < k_last, rank, p.rank);
+      }
 #pragma unroll
-        for (int i = 0; i < 8; ++i) sums[t][i] += x_k * a[i];
+      for (int j = 0; j < kAtOnce<ROWS>; ++j) {
+        const int at = k + j * depths;
+        if (at >= k_last) break;
+        float a[8];
+        to_floats<T>(a, loaded[j], p.a);
+#pragma unroll
+        for (int t = 0; t < ROWS; ++t) {
+          const float x_k = t < p.length ? unpack<T>(x_tile[t][at]).x : 0.0f;
+#pragma unroll
+          for (int i = 0; i < 8; ++i) sums[t][i] += x_k * a[i];
+        }
       }
     }
   }
@@ -69,7 +82,7 @@ __device__ inline void shrink(float (*s)[kDecodeRank], const Decode& p, int samp
 #pragma unroll
     for (int w = 0; w < kDecodeWarps; ++w) sum += partial[w][t][r];
     s[t][r] = sum * scale;
-    if (blockIdx.x == 0 && t < p.length) p.s[(int64_t(sample) * p.length + t) * p.rank + r] = s[t][r];
+    if (blockIdx.y == 0 && t < p.length) p.s[(int64_t(sample) * p.length + t) * p.rank + r] = s[t][r];
   }
 }
 
@@ -78,7 +91,7 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_kernel(const __grid_con
   __shared__ float s[ROWS][kDecodeRank];
   constexpr int kX = ROWS * BK * 2, kPartial = kDecodeWarps * ROWS * kDecodeRank * 4;
   __shared__ __align__(16) char scratch[kX > kPartial ? kX : kPartial];
-  const int sample = blockIdx.y;
+  const int sample = blockIdx.x;
   if (p.a.data) {
     shrink<T, ROWS>(s, p, sample, scratch);
   } else {
@@ -88,18 +101,26 @@ __global__ void __launch_bounds__(kDecodeThreads) decode_kernel(const __grid_con
   }
   __syncthreads();
 
-  const int last = min(int(blockIdx.x + 1) * p.share, p.cols);
-  for (int column = blockIdx.x * p.share + threadIdx.x * 8; column < last; column += kDecodeThreads * 8) {
+  const int last = min(int(blockIdx.y + 1) * p.share, p.cols);
+  for (int column = blockIdx.y * p.share + threadIdx.x * 8; column < last; column += kDecodeThreads * 8) {
     float y[ROWS][8] = {};
-#pragma unroll 8
-    for (int r = 0; r < p.rank; ++r) {
-      float b[8];
-      to_floats<T>(b, load_chunk(p.b, sample, r, true, column, p.cols), p.b);
+    for (int r0 = 0; r0 < p.rank; r0 += kAtOnce<ROWS>) {
+      Chunk loaded[kAtOnce<ROWS>];
 #pragma unroll
-      for (int t = 0; t < ROWS; ++t) {
-        const float s_r = t < p.length ? s[t][r] : 0.0f;
+      for (int j = 0; j < kAtOnce<ROWS>; ++j) {
+        loaded[j] = load_chunk(p.b, sample, r0 + j, r0 + j < p.rank, column, p.cols);
+      }
 #pragma unroll
-        for (int i = 0; i < 8; ++i) y[t][i] += s_r * b[i];
+      for (int j = 0; j < kAtOnce<ROWS>; ++j) {
+        if (r0 + j >= p.rank) break;
+        float b[8];
+        to_floats<T>(b, loaded[j], p.b);
+#pragma unroll
+        for (int t = 0; t < ROWS; ++t) {
+          const float s_r = t < p.length ? s[t][r0 + j] : 0.0f;
+#pragma unroll
+          for (int i = 0; i < 8; ++i) y[t][i] += s_r * b[i];
+        }
       }
     }
     uint4 bias = {};
@@ -126,7 +147,7 @@ cudaError_t launch(const Decode& decode, cudaStream_t stream) {
                       : decode.length == 2 ? decode_kernel<T, 2>
                       : decode.length <= 4 ? decode_kernel<T, 4>
                                            : decode_kernel<T, 8>;
-  kernel<<<dim3(cdiv(decode.cols, decode.share), decode.samples), kDecodeThreads, 0, stream>>>(decode);
+  kernel<<<dim3(decode.samples, cdiv(decode.cols, decode.share)), kDecodeThreads, 0, stream>>>(decode);
   return cudaGetLastError();
 }
 

@@ -105,17 +105,16 @@ struct FactorLoader {
   }
 };
 
-// A [kRanks x BN] tile of B (its transpose, backward) from rank j on.
+// Ranks j:j+ranks of a [kRanks x BN] tile of B, or of its transpose where y is dx; ranks is a multiple of 16.
 template <typename C>
-__device__ inline void load_b(char* tile, const LowRankGemm& p, int sample, int column, int j) {
-  constexpr int kRowChunks = (C::BACKWARD ? C::kRanks : C::BN) / 8, kChunks = C::kRanks * C::BN / 8;
-  for (int at = threadIdx.x; at < kChunks; at += kThreads) {
+__device__ inline void load_b(char* tile, const LowRankGemm& p, int sample, int column, int j, int ranks) {
+  constexpr int kRowChunks = (C::BACKWARD ? C::kRanks : C::BN) / 8;
+  copy_chunks<typename C::T, kRowChunks>(tile, (C::BACKWARD ? C::BN : ranks) * kRowChunks, p.b, [&](int at) {
     const int row = at / kRowChunks, inner = at % kRowChunks * 8;
     const int outer = C::BACKWARD ? column + row : j + row;
-    const Chunk chunk = load_chunk(p.b, sample, outer, outer < (C::BACKWARD ? p.cols : p.rank),
-                                   C::BACKWARD ? j + inner : column + inner, C::BACKWARD ? p.rank : p.cols);
-    store_chunk<typename C::T>(tile + swizzled<kRowChunks>(row, inner / 8), chunk, p.b);
-  }
+    return load_chunk(p.b, sample, outer, outer < (C::BACKWARD ? p.cols : p.rank),
+                      C::BACKWARD ? j + inner : column + inner, C::BACKWARD ? p.rank : p.cols);
+  });
 }
 
 // acc += S·B for a warp's part, of 16 ranks a step; for rows first:last of the tile alone if SELECT.
@@ -187,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, 2) lowrank_gemm_kernel(const __grid_
     }
     commit_async();
   }
-  if constexpr (R > 0) load_b<C>(shared, p, place.sample, column, 0);
+  if constexpr (R > 0) load_b<C>(shared, p, place.sample, column, 0, R);
 
   float acc[MT][NT][4] = {};
   float acc_s[MT][ST][4] = {};
@@ -263,15 +262,12 @@ __global__ void __launch_bounds__(kThreads, 2) lowrank_gemm_kernel(const __grid_
     const int i_last = segment_of(p.segments, place.first + rows - 1);
     for (int j = 0; j < p.rank; j += 64) {
       const int steps = cdiv(min(p.rank - j, 64), 16);
-      for (int at = threadIdx.x; at < BM * 8; at += kThreads) {
-        const int r = at / 8, inner = at % 8 * 8;
-        if (inner >= steps * 16) continue;
-        const Chunk chunk = load_chunk(s, 0, place.first + r, r < rows, j + inner, p.rank);
-        store_chunk<T>(stages + swizzled<8>(r, at % 8), chunk, s);
-      }
+      copy_chunks<T, 8>(stages, BM * 8, s, [&](int at) {
+        return load_chunk(s, 0, place.first + at / 8, at / 8 < rows, j + at % 8 * 8, p.rank);
+      });
       for (int i = i_first; i <= i_last; ++i) {
         const Span span = rows_of(p.segments, i);
-        load_b<C>(stages + C::kS, p, i, column, j);
+        load_b<C>(stages + C::kS, p, i, column, j, steps * 16);
         __syncthreads();
         expand<C, true>(acc, shared_address(stages), shared_address(stages + C::kS), steps, span.first - place.first,
                         span.last - place.first);

@@ -8,6 +8,10 @@ namespace cora::gpu {
 namespace {
 
 constexpr int BP = 128, BM = 64, kStages = 3, PC = BP / 8;
+// Rows of the sums in shared memory, padded against bank conflicts: of one rank, of one column.
+constexpr int kCols = BP + 4;
+template <int R>
+constexpr int kRanks = R + 8;
 
 template <typename T>
 __device__ inline void store_number(void* to, int64_t at, float value, bool is_fp32) {
@@ -107,10 +111,16 @@ __global__ void __launch_bounds__(kThreads) outer_kernel(const __grid_constant__
   // Through shared memory, so that neighbours in `out` are stored by neighbouring threads.
   float* const sums = reinterpret_cast<float*>(shared);
 #pragma unroll
-  for (int i = 0; i < MT * R / 2; ++i) {
-    const int mi = i / (R / 2), at = i % (R / 2);
-    const int c = warp * MT * 16 + mi * 16 + at / 2 % 2 * 8 + lane / 4, r = at / 4 * 8 + lane % 4 * 2 + at % 2;
-    sums[c * (R + 1) + r] = acc[mi][at / 4][at % 4];
+  for (int i = 0; i < MT * R / 4; ++i) {
+    const int mi = i / (R / 4), ri = i / 2 % (R / 8), half = i % 2;
+    const int c = warp * MT * 16 + mi * 16 + half * 8 + lane / 4, r = ri * 8 + lane % 4 * 2;
+    const float low = acc[mi][ri][half * 2], high = acc[mi][ri][half * 2 + 1];
+    if (p.rank_first) {
+      sums[r * kCols + c] = low;
+      sums[(r + 1) * kCols + c] = high;
+    } else {
+      *reinterpret_cast<float2*>(sums + c * kRanks<R> + r) = make_float2(low, high);
+    }
   }
   __syncthreads();
   const int64_t base = int64_t(sample) * p.cols * p.rank;
@@ -120,7 +130,7 @@ __global__ void __launch_bounds__(kThreads) outer_kernel(const __grid_constant__
     if (column + c >= p.cols || rank_first + r >= p.rank) continue;
     const int64_t to = p.rank_first ? base + int64_t(rank_first + r) * p.cols + column + c
                                     : base + int64_t(column + c) * p.rank + rank_first + r;
-    const float sum = sums[c * (R + 1) + r];
+    const float sum = sums[p.rank_first ? r * kCols + c : c * kRanks<R> + r];
     if (p.splits > 1) {
       p.planes[plane + to] = sum;
     } else {
@@ -156,7 +166,7 @@ __global__ void __launch_bounds__(kThreads) narrow_outer_kernel(const __grid_con
 
 template <typename T, int R>
 cudaError_t launch(const Outer& outer, cudaStream_t stream) {
-  constexpr int kPipeline = kStages * BM * (BP + R) * 2, kSums = BP * (R + 1) * 4;
+  constexpr int kPipeline = kStages * BM * (BP + R) * 2, kSums = (BP * kRanks<R> > R * kCols ? BP * kRanks<R> : R * kCols) * 4;
   constexpr int kShared = kPipeline > kSums ? kPipeline : kSums, kWithoutAsking = 48 * 1024;
   if (kShared > kWithoutAsking) {
     const cudaError_t error =

@@ -198,6 +198,25 @@ __device__ inline void store_chunk(char* to, const Chunk& chunk, const Factor& f
   *reinterpret_cast<uint4*>(to) = packed;
 }
 
+// The chunks 0:count of a tile, chunk `at` as load(at) gives it; four loads are under way before the first is stored.
+template <typename T, int CHUNKS, typename Load>
+__device__ inline void copy_chunks(char* tile, int count, const Factor& f, Load load) {
+  constexpr int kAtOnce = 4;
+  for (int base = threadIdx.x; base < count; base += kAtOnce * kThreads) {
+    Chunk chunks[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int at = base + i * kThreads;
+      if (at < count) chunks[i] = load(at);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int at = base + i * kThreads;
+      if (at < count) store_chunk<T>(tile + swizzled<CHUNKS>(at / CHUNKS, at % CHUNKS), chunks[i], f);
+    }
+  }
+}
+
 // ---- the batch. Offsets come unchecked from the device: whatever they hold, rows stay in 0:rows.
 
 struct Span {
