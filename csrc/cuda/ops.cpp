@@ -77,17 +77,17 @@ Tensor empty_s(const Tensor& x, const Tensor& a) {
 
 // x·w + S·b + bias, added to y if it is defined. S = scaling · x·a is computed where s is not defined yet.
 // x [rows, depth], w [depth, cols], a [..., depth, rank], b [..., rank, cols].
-Tensor low_rank(const Call& call, const Tensor& x, const Tensor& w, const Tensor& a, const Tensor& b,
+Tensor low_rank(const Call& call, const Tensor& x, const Tensor& w_, const Tensor& a, const Tensor& b,
                 const OptionalTensor& bias_, Tensor& s, Tensor y, double balance) {
-  const int64_t depth = x.size(1), cols = w.size(1), rank = b.size(-2);
+  const int64_t depth = x.size(1), cols = w_.size(1), rank = b.size(-2);
   check_rows("x", x, call.samples.rows, depth);
-  check_matrix("weight", w, depth, cols);
+  check_matrix("weight", w_, depth, cols);
   check_factor("the expanding factor", b, call.samples.count, rank, cols);
   if (!s.defined()) check_factor("the shrinking factor", a, call.samples.count, depth, rank);
-  check_dtype("weight", w, x.scalar_type());
+  check_dtype("weight", w_, x.scalar_type());
   TORCH_CHECK(depth % 8 == 0 && cols % 8 == 0, "widths must be multiples of 8, got ", depth, " and ", cols);
-  const bool transposed = w.stride(0) == 1 && w.stride(1) != 1;
-  TORCH_CHECK(is_aligned(transposed ? w.t() : w), "weight must have 16-byte aligned rows, got strides ", w.strides());
+  const bool transposed = w_.stride(0) == 1 && w_.stride(1) != 1;
+  const Tensor w = transposed ? aligned_rows(w_.t()).t() : aligned_rows(w_);
   Tensor bias;
   if (bias_) {
     TORCH_CHECK(bias_->dim() == 1 && bias_->size(0) == cols, "bias must be [", cols, "], got ", bias_->sizes());

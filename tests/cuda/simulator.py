@@ -95,7 +95,8 @@ class Simulator:
     """Executes launches while `running`; `launches` lists them: (kernel, Stats)."""
 
     def __init__(self, ptxsim: ModuleType, folder: Path) -> None:
-        self.ptxsim, self.launches, self.options = ptxsim, [], {}
+        self.ptxsim, self.launches = ptxsim, []
+        self.options: dict[str, object] | None = {}
         self.ptx = {name: (folder / f"{name}.ptx").read_text() for name in KERNELS}
         self._owner = {entry: name for name, ptx in self.ptx.items() for entry in _entries(ptx)}
         self._modules: dict[str, object] = {}
@@ -119,6 +120,13 @@ class Simulator:
         if self._error is not None:
             raise self._error
 
+    @contextmanager
+    def recording(self, multiprocessors: int) -> Iterator[list]:
+        """Inside, launches are not executed but listed: (kernel, grid, threads, bytes of shared memory)."""
+        self.launches, self.options, self._error = [], None, None
+        self._library.set_multiprocessors(multiprocessors)
+        yield self.launches
+
     def _guarded(self, *launch) -> None:
         # An exception cannot pass through the compiled launcher: the first is raised at the end.
         try:
@@ -129,8 +137,11 @@ class Simulator:
 
     def _launch(self, kernel: bytes, grid, block: int, shared: int, arguments: int) -> None:
         name = kernel.decode()
+        if self.options is None:
+            self.launches.append((name, tuple(grid[:3]), block, shared))
+            return
         if name not in self._modules:
-            self._modules[name] = self.ptxsim.load(_alone(self.ptx[self._owner[name]], name))
+            self._modules[name] = self.ptxsim.load(alone(self.ptx[self._owner[name]], name))
         module = self._modules[name]
         (parameter,) = module.kernels[name].params
         words = np.frombuffer(ctypes.string_at(arguments, parameter.size), np.uint64)
@@ -150,7 +161,7 @@ def _entries(ptx: str) -> list[str]:
     return re.findall(r"\.entry\s+(\w+)", ptx)
 
 
-def _alone(ptx: str, name: str) -> str:
+def alone(ptx: str, name: str) -> str:
     """The module without its other kernels: parsing takes longer than running."""
     head, *kernels = re.split(r"(?=^(?:\t?// \.globl|\.visible \.entry|\.entry))", ptx, flags=re.M)
     return head + "".join(text for text in kernels if ".entry" not in text or name in _entries(text))

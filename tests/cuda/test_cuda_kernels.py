@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from cora_kernels.segments import Segments
 from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
@@ -107,7 +108,7 @@ def test_decode(case, simulator, poison):
     assert "decode" in {kernel for kernel, _ in launches}
 
 
-@pytest.mark.parametrize(("way", "multiprocessors"), [("one_pass", 108), ("two_kernels", 1)])
+@pytest.mark.parametrize(("way", "multiprocessors"), [pytest.param("one_pass", 108, marks=slow), ("two_kernels", 1)])
 @pytest.mark.parametrize("factors", [None, pytest.param(FP32, marks=slow)], ids=str)
 def test_fp16(way, multiprocessors, factors, simulator, prefer):
     prefer(way)
@@ -117,7 +118,7 @@ def test_fp16(way, multiprocessors, factors, simulator, prefer):
         assert_correct(make_inputs(replace(case, lengths=None, length=4)), "cuda")
 
 
-@pytest.mark.parametrize("order", ["reverse", "random"])
+@pytest.mark.parametrize("order", [pytest.param("reverse", marks=slow), "random"])
 def test_any_order_of_warps(order, simulator, prefer):
     """A missing barrier shows in the numbers where warps do not run in step."""
     prefer("one_pass")
@@ -180,12 +181,53 @@ def test_layouts(simulator, prefer):
 
 
 def test_same_bits(simulator, prefer):
+    """Whatever warp is first: also where rows are split into planes."""
+    from cora_kernels import cuda
+
     prefer("two_kernels")
-    inputs = make_inputs(Case(lengths=(520,), k=16, n=(24,), r=4, dtype=BF16))
+    inputs = make_inputs(Case(lengths=(30, 41), k=40, n=(24,), r=4, dtype=BF16))
+    wide, narrow = torch.randn(520, 8, dtype=BF16), torch.randn(520, 3)
     with simulator.running(order="random") as launches:
         first, second = (results(lambda i: call(i, "cuda"), inputs) for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        sums = [cuda.outer(wide, narrow, Segments(1, 520, 520, None), False, FP32) for _ in range(2)]
+    assert torch.equal(*sums)
     assert any("sum_planes" in stats.kernel for _, stats in launches), "rows were not split"
+
+
+def test_torch_compile(simulator):
+    """One graph, no other for another scaling or length once these are dynamic, and the bits of eager."""
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda inputs: call(inputs, "cuda"), backend=counter, fullgraph=True)
+    graphs = []
+    for length, scaling in ((11, 0.5), (12, 0.5), (12, 0.25), (14, 2.0)):
+        inputs = replace(make_inputs(Case(batch=2, length=length, sample_b=True, dtype=BF16)), scaling=scaling)
+        with simulator.running(racecheck=False, initcheck=False):
+            got, expected = results(compiled, inputs), results(lambda i: call(i, "cuda"), inputs)
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
+        graphs.append(counter.frame_count)
+    assert graphs[0] == 1 and graphs[2] == graphs[3], graphs
+
+
+def test_fakes_tell_what_the_ops_return(simulator):
+    ops = torch.ops.cora_kernels
+    x, weight = torch.randn(6, 16).bfloat16(), torch.randn(8, 16).bfloat16()
+    a, b, s = torch.randn(2, 16, 4), torch.randn(4, 8).bfloat16(), torch.randn(6, 4)
+    utilities = ("test_schema", "test_faketensor")
+    calls = {
+        "cuda_shrink": [(x, a, None, 1.0, None, 2)],
+        "cuda_forward": [(x, [weight], [a], [b], [None], None, 1.0, None, 2, given, 100.0) for given in ([], [s])],
+        "cuda_backward_input": [
+            ([x[:, :8].contiguous()], weights, [a] * len(weights), [b], None, 1.0, None, 2, 1, [], 100.0)
+            for weights in ([], [weight])
+        ],
+        "cuda_outer": [(x, s, None, 2, per_sample, torch.float32) for per_sample in (False, True)],
+    }
+    with simulator.running():
+        for name, arguments in calls.items():
+            for each in arguments:
+                torch.library.opcheck(getattr(ops, name), each, test_utils=utilities)
 
 
 def test_reasons(simulator):
