@@ -34,14 +34,13 @@ def check_batch(input_ids: Tensor, attention_mask: Tensor, user_ids: Ids, item_i
             raise ValueError(f"labels: expected 0 and 1 only, got {other}")
 
 
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """[B, T]: 0, 1, … from the first token that is no padding on."""
-    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+def padded_right(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens that are no padding first, in their order, [B, T], and the index of the last of them, [B].
 
-
-def last_positions(attention_mask: Tensor) -> Tensor:
-    """[B]: the index of the last token that is no padding."""
-    return attention_mask.shape[1] - 1 - attention_mask.long().flip(1).argmax(1)
+    No causal position sees the padding then: attention needs no mask, and positions count from 0.
+    """
+    order = attention_mask.argsort(dim=1, descending=True, stable=True)
+    return input_ids.gather(1, order), attention_mask.long().sum(1) - 1
 
 
 def repeated(ids: Ids, copies: int) -> list[Any]:

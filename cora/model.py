@@ -1,6 +1,5 @@
 """CoRAModel: a frozen causal LM, patched, with the generator and the matrices P that adapt it to a user and an item."""
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from cora.config import CoRAConfig
 from cora.deltas import Delta
 from cora.generators import build_generator
 from cora.head import AnswerHead
-from cora.inputs import Ids, as_list, check_batch, last_positions, position_ids, repeated
+from cora.inputs import Ids, as_list, check_batch, padded_right, repeated
 from cora.layer import LoRALinear
 from cora.patch import patch
 from cora.saving import misfit, write_files
@@ -89,7 +88,6 @@ class CoRAModel(nn.Module):
         base_model.requires_grad_(False)
         self._head_name = head_name
         base_model.set_submodule(head_name, AnswerHead(head, cast("tuple[int, ...]", config.answer_ids)))
-        self._takes_position_ids = "position_ids" in inspect.signature(base_model.forward).parameters
         self.register_state_dict_post_hook(_drop_base)
         self.register_load_state_dict_post_hook(_allow_missing_base)
 
@@ -250,13 +248,11 @@ class CoRAModel(nn.Module):
 
     def _answer(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The score of every prompt [B] fp32 with the deltas that are set."""
-        positions = {}
-        if self._takes_position_ids:
-            positions["position_ids"] = position_ids(attention_mask)
+        input_ids, last = padded_right(input_ids, attention_mask)
         head = self._head
-        head.positions = last_positions(attention_mask)
+        head.positions = last
         try:
-            answers = self.base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions).logits
+            answers = self.base(input_ids=input_ids, use_cache=False).logits
         finally:
             head.positions = None
         answers = answers[:, 0].float()
