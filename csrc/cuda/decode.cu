@@ -12,7 +12,7 @@ constexpr int kDecodeThreads = 256, kDecodeWarps = kDecodeThreads / 32;
 constexpr int BK = 1024;
 // Chunks of A or B that a thread has under way: a block or two a multiprocessor must keep the memory busy.
 template <int ROWS>
-constexpr int kAtOnce = ROWS <= 2 ? 8 : 4;
+constexpr int kAtOnce = ROWS == 1 ? 8 : 16 / ROWS;
 
 // s [ROWS][kDecodeRank] = scale·x·A for the sample's rows.
 template <typename T, int ROWS>
@@ -87,7 +87,7 @@ __device__ inline void shrink(float (*s)[kDecodeRank], const Decode& p, int samp
 }
 
 template <typename T, int ROWS>
-__global__ void __launch_bounds__(kDecodeThreads) decode_kernel(const __grid_constant__ Decode p) {
+__global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(const __grid_constant__ Decode p) {
   __shared__ float s[ROWS][kDecodeRank];
   constexpr int kX = ROWS * BK * 2, kPartial = kDecodeWarps * ROWS * kDecodeRank * 4;
   __shared__ __align__(16) char scratch[kX > kPartial ? kX : kPartial];

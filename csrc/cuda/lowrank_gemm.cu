@@ -35,7 +35,7 @@ cudaError_t launch(const LowRankGemm& gemm, cudaStream_t stream) {
 
 template <typename T, int R, bool BACKWARD>
 cudaError_t launch(const LowRankGemm& gemm, Size size, cudaStream_t stream) {
-  if (size.BM == 16) return launch<GemmTile<T, 16, 128, 64, 1, 4, 4, R, BACKWARD>>(gemm, stream);
+  if (size.BM == 16) return launch<GemmTile<T, 16, 128, 64, 1, 4, 3, R, BACKWARD>>(gemm, stream);
   if (size.BN == 64) return launch<GemmTile<T, 64, 64, 64, 2, 2, 3, R, BACKWARD>>(gemm, stream);
   return launch<GemmTile<T, R <= 16 ? 128 : 64, 128, 32, 2, 2, 4, R, BACKWARD>>(gemm, stream);
 }

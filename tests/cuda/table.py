@@ -34,7 +34,7 @@ class Launched(NamedTuple):
 def launched(simulator: Simulator, dtype: torch.dtype = torch.bfloat16) -> Iterator[Launched]:
     """Every kernel that the launchers know, at shapes that make them choose it."""
     seen = set()
-    for M, K, N, T in ((512, 64, 128, 256), (64, 64, 64, 64), (16, 64, 128, 16), (8, 64, 128, 8)):
+    for M, K, N, T in ((512, 128, 128, 256), (64, 64, 64, 64), (16, 128, 128, 16), (8, 128, 128, 8)):
         for r in (16, 32, 64):
             x, w = torch.zeros(M, K, dtype=dtype), torch.zeros(N, K, dtype=dtype)
             a, b = torch.zeros(M // T, K, r, dtype=dtype), torch.zeros(M // T, r, N, dtype=dtype)

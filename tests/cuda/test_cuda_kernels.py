@@ -1,5 +1,6 @@
 """The CUDA kernels' PTX, executed: every result by the error rule, nothing out of bounds, no race in shared memory."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -181,18 +182,41 @@ def test_layouts(simulator, prefer):
 
 
 def test_same_bits(simulator, prefer):
-    """Whatever warp is first: also where rows are split into planes."""
+    """Whichever warp is first: also where rows are split into planes."""
     from cora_kernels import cuda
 
     prefer("two_kernels")
-    inputs = make_inputs(Case(lengths=(30, 41), k=40, n=(24,), r=4, dtype=BF16))
-    wide, narrow = torch.randn(520, 8, dtype=BF16), torch.randn(520, 3)
-    with simulator.running(order="random") as launches:
-        first, second = (results(lambda i: call(i, "cuda"), inputs) for _ in range(2))
-        assert all(torch.equal(first[name], second[name]) for name in first)
-        sums = [cuda.outer(wide, narrow, Segments(1, 520, 520, None), False, FP32) for _ in range(2)]
-    assert torch.equal(*sums)
-    assert any("sum_planes" in stats.kernel for _, stats in launches), "rows were not split"
+    inputs = make_inputs(Case(lengths=(10, 21), k=40, n=(24,), r=4, dtype=BF16))
+    wide, narrow = torch.randn(513, 8, dtype=BF16), torch.randn(513, 3)
+    found = []
+    for order in ("lockstep", "random"):
+        with simulator.running(order=order) as launches:
+            sums = cuda.outer(wide, narrow, Segments(1, 513, 513, None), False, FP32)
+            found.append(results(lambda i: call(i, "cuda"), inputs) | {"split": sums})
+        assert any("sum_planes" in stats.kernel for _, stats in launches), "rows were not split"
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize(
+    ("case", "kernels"),
+    [
+        (Case(batch=2, length=16, k=8, n=(1024,), r=16), ["lowrank_gemm"]),
+        (Case(batch=2, length=16, k=8, n=(1536,), r=16), ["shrink", "lowrank_gemm"]),
+        (Case(batch=2, length=16, k=8, n=(1024,), r=17), ["shrink", "lowrank_gemm"]),
+        (Case(batch=2, length=16, k=8, n=(8,), r=33), ["shrink", "lowrank_gemm"]),
+        (Case(batch=2, length=16, k=8, n=(8, 8), r=4), ["lowrank_gemm", "lowrank_gemm"]),
+        (Case(batch=2, length=8, k=8, n=(4096, 8), r=4), ["decode", "decode"]),
+        (Case(batch=2, length=8, k=8, n=(8,), r=4, sample_a=False), ["lowrank_gemm"]),
+        (Case(lengths=(3, 4), k=8, n=(8,), r=4), ["lowrank_gemm"]),
+    ],
+    ids=str,
+)
+def test_the_way_follows_the_rule(case, kernels, simulator):
+    """One pass while N·r / 128 is below the GPU's FLOP/s over bytes/s, an A100's here: 142."""
+    inputs = make_inputs(replace(case, dtype=BF16), requires_grad=False)
+    with simulator.recording(multiprocessors=108) as launches:
+        call(inputs, "cuda")
+    assert [re.search("lowrank_gemm|shrink|decode", name)[0] for name, *_ in launches] == kernels
 
 
 def test_torch_compile(simulator):
