@@ -16,7 +16,6 @@ import simulator as simulation
 import torch
 from simulator import Simulator
 
-from cora_kernels import cuda
 from cora_kernels.segments import Segments
 
 ARCHITECTURES = (80, 90)
@@ -39,21 +38,21 @@ def launched(simulator: Simulator, dtype: torch.dtype = torch.bfloat16) -> Itera
             x, w = torch.zeros(M, K, dtype=dtype), torch.zeros(N, K, dtype=dtype)
             a, b = torch.zeros(M // T, K, r, dtype=dtype), torch.zeros(M // T, r, N, dtype=dtype)
             segments = Segments(M // T, M, T, None)
-            for way, balance in (("one pass", 1e9), ("S given", 0.0)):
+            for balance in (1e9, 0.0):  # one pass, two kernels
                 for multiprocessors in (1, 108):
                     with simulator.recording(multiprocessors) as found:
                         _run(x, w, a, b, segments, balance)
                     for kernel, _, threads, shared in found:
                         if kernel not in seen:
                             seen.add(kernel)
-                            yield Launched(_label(kernel, way), kernel, threads, shared)
+                            yield Launched(_label(kernel), kernel, threads, shared)
     for T in (1, 2, 4):
         with simulator.recording(108) as found:
             _run(x[:T], w, a, b, Segments(1, T, T, None), 0.0)
         for kernel, _, threads, shared in found:
             if kernel not in seen:
                 seen.add(kernel)
-                yield Launched(_label(kernel, ""), kernel, threads, shared)
+                yield Launched(_label(kernel), kernel, threads, shared)
 
 
 def _run(x, w, a, b, segments, balance) -> None:
@@ -66,7 +65,7 @@ def _run(x, w, a, b, segments, balance) -> None:
     ops.cuda_outer(x.new_zeros(4096, 8), s.new_zeros(4096, 1), None, 1, True, torch.float32)
 
 
-def _label(kernel: str, way: str) -> str:
+def _label(kernel: str) -> str:
     numbers = re.findall(r"L[ib](\d+)E", kernel)
     if "GemmTile" in kernel:
         BM, BN, BK, *_, stages, R, backward = numbers
@@ -110,7 +109,7 @@ def document(simulator: Simulator) -> str:
         "bf16; fp16 differs by a few registers. Written by `python tests/cuda/table.py`.",
         "Registers are per thread, spills and shared memory in bytes, blocks are those that fit one multiprocessor.",
     ]
-    kernels = list(launched(simulator))
+    kernels = sorted(launched(simulator))
     version = subprocess.run(["ptxas", "--version"], capture_output=True, text=True).stdout
     lines[2] += f" ptxas {re.search(r'release ([0-9.]+)', version)[1]}."
     for arch in ARCHITECTURES:
@@ -130,5 +129,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(sys.argv[1]).resolve().parent))
     import ptxsim
 
-    cuda._register_fakes()
     print(document(Simulator(ptxsim, simulation.build(simulation.ROOT / "build" / "simulated-cuda"))))
