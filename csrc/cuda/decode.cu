@@ -17,11 +17,12 @@ constexpr int kAtOnce = ROWS == 1 ? 8 : 16 / ROWS;
 // s [ROWS][kDecodeRank] = scale·x·A for the sample's rows.
 template <typename T, int ROWS>
 __device__ inline void shrink(float (*s)[kDecodeRank], const Decode& p, int sample, char* scratch) {
-  uint16_t(*const x_tile)[BK] = reinterpret_cast<uint16_t(*)[BK]>(scratch);
+  uint16_t (*const x_tile)[BK] = reinterpret_cast<uint16_t (*)[BK]>(scratch);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   // Lanes are chunks of eight ranks by depths; a power of two of chunks, so that shuffles add lanes of one chunk.
   int chunks = 1;
-  while (chunks * 8 < p.rank) chunks *= 2;
+  while (chunks * 8 < p.rank)
+    chunks *= 2;
   const int rank = lane % chunks * 8, depths = kDecodeThreads / chunks, k_first = threadIdx.x / chunks;
   const T* const x = static_cast<const T*>(p.x.data) + int64_t(sample) * p.length * p.x.stride;
   float sums[ROWS][8] = {};
@@ -52,7 +53,8 @@ __device__ inline void shrink(float (*s)[kDecodeRank], const Decode& p, int samp
         for (int t = 0; t < ROWS; ++t) {
           const float x_k = t < p.length ? unpack<T>(x_tile[t][at]).x : 0.0f;
 #pragma unroll
-          for (int i = 0; i < 8; ++i) sums[t][i] += x_k * a[i];
+          for (int i = 0; i < 8; ++i)
+            sums[t][i] += x_k * a[i];
         }
       }
     }
@@ -62,16 +64,18 @@ __device__ inline void shrink(float (*s)[kDecodeRank], const Decode& p, int samp
   for (int t = 0; t < ROWS; ++t) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      for (int other = chunks; other < 32; other *= 2) sums[t][i] += __shfl_xor_sync(~0u, sums[t][i], other);
+      for (int other = chunks; other < 32; other *= 2)
+        sums[t][i] += __shfl_xor_sync(~0u, sums[t][i], other);
     }
   }
   __syncthreads();
-  float(*const partial)[ROWS][kDecodeRank] = reinterpret_cast<float(*)[ROWS][kDecodeRank]>(scratch);
+  float (*const partial)[ROWS][kDecodeRank] = reinterpret_cast<float (*)[ROWS][kDecodeRank]>(scratch);
   if (lane < chunks) {
 #pragma unroll
     for (int t = 0; t < ROWS; ++t) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) partial[warp][t][rank + i] = sums[t][i];
+      for (int i = 0; i < 8; ++i)
+        partial[warp][t][rank + i] = sums[t][i];
     }
   }
   __syncthreads();
@@ -80,7 +84,8 @@ __device__ inline void shrink(float (*s)[kDecodeRank], const Decode& p, int samp
     const int t = at / p.rank, r = at % p.rank;
     float sum = 0.0f;
 #pragma unroll
-    for (int w = 0; w < kDecodeWarps; ++w) sum += partial[w][t][r];
+    for (int w = 0; w < kDecodeWarps; ++w)
+      sum += partial[w][t][r];
     s[t][r] = sum * scale;
     if (blockIdx.y == 0 && t < p.length) p.s[(int64_t(sample) * p.length + t) * p.rank + r] = s[t][r];
   }
@@ -119,7 +124,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(const __grid_
         for (int t = 0; t < ROWS; ++t) {
           const float s_r = t < p.length ? s[t][r0 + j] : 0.0f;
 #pragma unroll
-          for (int i = 0; i < 8; ++i) y[t][i] += s_r * b[i];
+          for (int i = 0; i < 8; ++i)
+            y[t][i] += s_r * b[i];
         }
       }
     }

@@ -206,7 +206,8 @@ __global__ void __launch_bounds__(kThreads, 2) lowrank_gemm_kernel(const __grid_
     for (int k = 0; k < BK; k += 16) {
       uint32_t left[MT][4];
 #pragma unroll
-      for (int mi = 0; mi < MT; ++mi) load_left<BK / 8>(left[mi], x, row + mi * 16, k / 8);
+      for (int mi = 0; mi < MT; ++mi)
+        load_left<BK / 8>(left[mi], x, row + mi * 16, k / 8);
 #pragma unroll
       for (int ni = 0; ni < NT; ni += 2) {
         uint32_t right[4];
@@ -224,7 +225,8 @@ __global__ void __launch_bounds__(kThreads, 2) lowrank_gemm_kernel(const __grid_
 #pragma unroll
           for (int mi = 0; mi < MT; ++mi) {
 #pragma unroll
-            for (int si = 0; si < ST; ++si) mma<T>(acc_s[mi][si], left[mi], right[2 * si], right[2 * si + 1]);
+            for (int si = 0; si < ST; ++si)
+              mma<T>(acc_s[mi][si], left[mi], right[2 * si], right[2 * si + 1]);
           }
         }
       }

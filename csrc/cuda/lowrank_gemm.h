@@ -12,7 +12,8 @@ constexpr int kOnePassRank = 32;
 
 // x [rows x depth], y [rows x cols] contiguous; depth and cols are multiples of 8.
 // Forward: w [cols x depth], a: outer along depth, inner along rank, b: outer along rank, inner along cols.
-// Backward (dx): w [depth x cols], a (Bᵀ): outer along rank, inner along depth, b (Aᵀ): outer along cols, inner along rank.
+// Backward (dx): w [depth x cols], a (Bᵀ): outer along rank, inner along depth, b (Aᵀ): outer along cols, inner along
+// rank.
 struct LowRankGemm {
   Matrix x;
   Matrix w;

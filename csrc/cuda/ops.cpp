@@ -108,10 +108,10 @@ Tensor low_rank(const Call& call, const Tensor& x, const Tensor& w_, const Tenso
   if (own_factors && !accumulate && call.samples.length >= 1 && call.samples.length <= kDecodeRows &&
       rank <= kDecodeRank) {
     const Factor factor = given ? Factor{} : factor_of("the shrinking factor", a, dtype, false);
-    check(run(Decode{matrix_of(rows), factor, factor_of("the expanding factor", b, dtype, false), bias_data, s_data,
-                     data_of(y), call.scaling, call.samples.count, call.samples.length, int(cols), int(depth),
-                     int(rank), 0},
-              dtype_of(x), call.device.multiprocessors(), call.device.stream()));
+    check(run(
+        Decode{matrix_of(rows), factor, factor_of("the expanding factor", b, dtype, false), bias_data, s_data,
+               data_of(y), call.scaling, call.samples.count, call.samples.length, int(cols), int(depth), int(rank), 0},
+        dtype_of(x), call.device.multiprocessors(), call.device.stream()));
     return y.addmm_(rows, w);
   }
 
@@ -120,9 +120,19 @@ Tensor low_rank(const Call& call, const Tensor& x, const Tensor& w_, const Tenso
   if (!given && !one_pass) shrink_into(call, rows, a, s, false);
   const bool per_sample = b.dim() == 3 || (one_pass && (a.dim() == 3 || call.scaling.each));
   const Factor factor = one_pass ? factor_of("the shrinking factor", a, dtype, !transposed) : Factor{};
-  check(run(LowRankGemm{matrix_of(rows), {data_of(w), w.stride(transposed ? 1 : 0)}, factor,
-                        factor_of("the expanding factor", b, dtype, !transposed), bias_data, s_data, data_of(y),
-                        call.scaling, call.walk(per_sample), int(cols), int(depth), int(rank), !transposed,
+  check(run(LowRankGemm{matrix_of(rows),
+                        {data_of(w), w.stride(transposed ? 1 : 0)},
+                        factor,
+                        factor_of("the expanding factor", b, dtype, !transposed),
+                        bias_data,
+                        s_data,
+                        data_of(y),
+                        call.scaling,
+                        call.walk(per_sample),
+                        int(cols),
+                        int(depth),
+                        int(rank),
+                        !transposed,
                         accumulate},
             dtype_of(x), call.device.multiprocessors(), call.device.stream()));
   return y;
@@ -157,7 +167,8 @@ std::vector<Tensor> forward(const Tensor& x, at::TensorList weights, at::TensorL
   check_rows("x", x, x.size(0), x.size(1));
   const Call call(x, scales, scaling, cu_seqlens, batch);
   std::vector<Tensor> out, ss(lora_as.size());
-  for (size_t i = 0; i < ss.size(); ++i) ss[i] = ready(given, i, x.size(0));
+  for (size_t i = 0; i < ss.size(); ++i)
+    ss[i] = ready(given, i, x.size(0));
   for (size_t j = 0; j < n; ++j) {
     // S that one projection computed serves the others that share its A.
     const size_t i = lora_as.size() == 1 ? 0 : j;
@@ -182,7 +193,8 @@ std::vector<Tensor> backward_input(at::TensorList gs, at::TensorList weights, at
     check_dtype("grad", g, gs[0].scalar_type());
   }
   std::vector<Tensor> dss(n_a), out;
-  for (size_t i = 0; i < n_a; ++i) dss[i] = ready(given, i, gs[0].size(0));
+  for (size_t i = 0; i < n_a; ++i)
+    dss[i] = ready(given, i, gs[0].size(0));
   if (given.empty() && (n_a < n || !need_dx)) {
     for (size_t j = 0; j < n; ++j) {
       const Tensor b = lora_bs[j].transpose(-1, -2);
@@ -199,7 +211,8 @@ std::vector<Tensor> backward_input(at::TensorList gs, at::TensorList weights, at
       dx = low_rank(call, gs[i], weights[i], lora_bs[i].transpose(-1, -2), lora_as[i].transpose(-1, -2), std::nullopt,
                     dss[i], dx, balance);
     }
-    for (size_t j = n_a; j < n; ++j) dx.addmm_(gs[j], weights[j]);
+    for (size_t j = n_a; j < n; ++j)
+      dx.addmm_(gs[j], weights[j]);
     out.push_back(dx);
   }
   if (given.empty()) out.insert(out.end(), dss.begin(), dss.end());
@@ -228,15 +241,15 @@ Tensor outer(const Tensor& u, const Tensor& v, const OptionalTensor& cu_seqlens,
   const Tensor wide = aligned_rows(wide_is_u ? u : v), &narrow = wide_is_u ? v : u;
   const int cols = wide_is_u ? p : q, rank = wide_is_u ? q : p;
   TORCH_CHECK(cols % 8 == 0, "widths must be multiples of 8, got ", cols);
-  TORCH_CHECK(dtype == at::kFloat || dtype == wide.scalar_type(), "the product must be float32 or ",
-              wide.scalar_type(), ", got ", dtype);
+  TORCH_CHECK(dtype == at::kFloat || dtype == wide.scalar_type(), "the product must be float32 or ", wide.scalar_type(),
+              ", got ", dtype);
   const Tensor out = at::empty(shape, u.options().dtype(dtype));
   const int splits = splits_of(segments, cols, rank, call.device.multiprocessors());
   Tensor planes;
   if (splits > 1) planes = at::empty({splits, out.numel()}, u.options().dtype(at::kFloat));
   check(run(Outer{matrix_of(wide), factor_of("the narrow side", narrow, wide.scalar_type(), false), data_of(out),
-                  splits > 1 ? static_cast<float*>(data_of(planes)) : nullptr, segments, cols, rank, splits,
-                  !wide_is_u, dtype == at::kFloat},
+                  splits > 1 ? static_cast<float*>(data_of(planes)) : nullptr, segments, cols, rank, splits, !wide_is_u,
+                  dtype == at::kFloat},
             dtype_of(wide), call.device.stream()));
   return out;
 }

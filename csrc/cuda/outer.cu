@@ -24,7 +24,8 @@ __device__ inline void store_number(void* to, int64_t at, float value, bool is_f
 
 template <typename T, int R>
 __global__ void __launch_bounds__(kThreads) outer_kernel(const __grid_constant__ Outer p) {
-  constexpr int kWide = BM * BP * 2, kStage = kWide + BM * R * 2, kEach = cdiv(BM * R / 8, kThreads), MT = BP / kWarps / 16;
+  constexpr int kWide = BM * BP * 2, kStage = kWide + BM * R * 2, kEach = cdiv(BM * R / 8, kThreads),
+                MT = BP / kWarps / 16;
   extern __shared__ __align__(128) char shared[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int tiles = cdiv(p.cols, BP), sample = blockIdx.x / tiles;
@@ -145,7 +146,8 @@ __global__ void __launch_bounds__(kThreads) sum_planes_kernel(const __grid_const
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (at >= count) return;
   float sum = 0.0f;
-  for (int i = 0; i < p.splits; ++i) sum += p.planes[i * count + at];
+  for (int i = 0; i < p.splits; ++i)
+    sum += p.planes[i * count + at];
   store_number<T>(p.out, at, sum, p.out_is_fp32);
 }
 
@@ -158,7 +160,8 @@ __global__ void __launch_bounds__(kThreads) narrow_outer_kernel(const __grid_con
   for (int row = span.first + threadIdx.x; row < span.last; row += kThreads) {
     sum += p.u[row * p.u_stride + i] * p.v[row * p.v_stride + j];
   }
-  for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(~0u, sum, other);
+  for (int other = 16; other > 0; other /= 2)
+    sum += __shfl_xor_sync(~0u, sum, other);
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
   __syncthreads();
   if (threadIdx.x == 0) p.out[blockIdx.x] = sums[0] + sums[1] + sums[2] + sums[3];
@@ -166,7 +169,8 @@ __global__ void __launch_bounds__(kThreads) narrow_outer_kernel(const __grid_con
 
 template <typename T, int R>
 cudaError_t launch(const Outer& outer, cudaStream_t stream) {
-  constexpr int kPipeline = kStages * BM * (BP + R) * 2, kSums = (BP * kRanks<R> > R * kCols ? BP * kRanks<R> : R * kCols) * 4;
+  constexpr int kPipeline = kStages * BM * (BP + R) * 2,
+                kSums = (BP * kRanks<R> > R * kCols ? BP * kRanks<R> : R * kCols) * 4;
   constexpr int kShared = kPipeline > kSums ? kPipeline : kSums, kWithoutAsking = 48 * 1024;
   if (kShared > kWithoutAsking) {
     const cudaError_t error =

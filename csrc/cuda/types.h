@@ -8,8 +8,8 @@ namespace cora::gpu {
 // Of the row operands, the weights and the outputs.
 enum class Dtype { kBFloat16, kHalf };
 
-// The rows of a batch, cut into `count` samples: sample i has the rows offsets[i]:offsets[i + 1], or `length` each where
-// offsets are null.
+// The rows of a batch, cut into `count` samples: sample i has the rows offsets[i]:offsets[i + 1], or `length` each
+// where offsets are null.
 struct Segments {
   const int32_t* offsets;
   int rows;

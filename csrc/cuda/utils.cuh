@@ -66,9 +66,10 @@ __device__ inline void load_matrices(uint32_t (&to)[2], uint32_t from) {
 template <typename T>
 __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (std::is_same_v<T, __half>) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -105,7 +106,8 @@ __device__ inline float2 unpack(uint32_t bits) {
 
 // ---- tiles in shared memory: rows of CHUNKS chunks of 16 bytes
 
-// Where a chunk lies, in bytes: permuted so that eight rows of one chunk, as eight chunks of one row, use every bank once.
+// Where a chunk lies, in bytes: permuted so that eight rows of one chunk, as eight chunks of one row, use every bank
+// once.
 template <int CHUNKS>
 __device__ constexpr int swizzled(int row, int chunk) {
   constexpr int kPeriod = CHUNKS < 8 ? CHUNKS : 8;

@@ -41,8 +41,7 @@ inline Factor factor_of(const char* name, const at::Tensor& t, at::ScalarType dt
   const int64_t sample = t.dim() == 3 ? t.stride(0) : 0, outer = t.stride(transposed ? -1 : -2);
   const int64_t inner = t.stride(transposed ? -2 : -1), unit = is_fp32 ? 4 : 8;
   const bool sixteen_bytes = inner == 1 && outer % unit == 0 && sample % unit == 0 &&
-                             t.size(transposed ? -2 : -1) % 8 == 0 &&
-                             reinterpret_cast<uintptr_t>(data_of(t)) % 16 == 0;
+                             t.size(transposed ? -2 : -1) % 8 == 0 && reinterpret_cast<uintptr_t>(data_of(t)) % 16 == 0;
   return {data_of(t), sample, outer, inner, is_fp32, sixteen_bytes};
 }
 

@@ -18,7 +18,8 @@ void note(const void* first, int64_t bytes);
 
 inline void* data_of(const at::Tensor& t) {
   int64_t last = 0;
-  for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+  for (int64_t i = 0; i < t.dim(); ++i)
+    last += (t.size(i) - 1) * t.stride(i);
   if (t.numel()) note(t.data_ptr(), (last + 1) * t.element_size());
   return t.data_ptr();
 }
