@@ -28,8 +28,8 @@ def chosen_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        found = getattr(torch.cpu, "get_capabilities", dict)()
-        native = device.type == "cpu" and bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+        found: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+        native = device.type == "cpu" and (found.get("avx512_bf16", False) or found.get("amx_bf16", False))
     return torch.bfloat16 if native else torch.float32
 
 

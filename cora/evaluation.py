@@ -26,7 +26,7 @@ def score_prompts(
 
 
 def metrics(rows: pd.DataFrame, scores: np.ndarray) -> dict[str, float | None]:
-    """AUC over all rows; UAUC, the mean of the AUCs of the users with both labels; both for warm and cold rows; log-loss.
+    """AUC over all rows; UAUC, the mean AUC of the users who have both labels; both for warm and cold rows; log-loss.
 
     rows: user_id, label (0 or 1) and, for warm and cold, warm (bool: user and item are both in train); scores: one
     finite logit a row. What cannot be computed, for rows of one label, is None.

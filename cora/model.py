@@ -22,6 +22,7 @@ from cora.generators import build_generator
 from cora.head import AnswerHead
 from cora.inputs import Ids, as_list, check_batch, padded_right, repeated
 from cora.layer import LoRALinear
+from cora.pairs import Pairs
 from cora.patch import patch
 from cora.saving import misfit, write_files
 
@@ -39,10 +40,9 @@ class CoRAOutput(ModelOutput):
 class CoRAModel(nn.Module):
     """y = x·Wᵀ + (alpha / r) · (x·A(u, i)) · P in every adapted linear of a frozen language model.
 
-    A(u, i) [B, width, r] comes from the generator, which reads the frozen embeddings e_u, e_i (each table centred and
-    scaled to unit mean square, so that unknown ids, which have the mean row, give zeros); one A serves all linears of
-    one input width. P [r, out] is one zero parameter per linear, so the model starts as the base model. Generator and
-    P are fp32 and alone are trained, whatever the base model's dtype.
+    A(u, i) [B, width, r] comes from the generator, which reads the frozen embeddings as `Pairs` gives them; one A
+    serves all linears of one input width. P [r, out] is one zero parameter per linear, so the model starts as the base
+    model. Generator and P are fp32 and alone are trained, whatever the base model's dtype.
 
     Dropout: the published layer drops features of x in the low-rank path. Here the rows of A are dropped, [B, width,
     1], once per forward and for each group of linears that share an input: the same as dropping features of x with
@@ -55,9 +55,6 @@ class CoRAModel(nn.Module):
     Raises TypeError for a base_model that is no PreTrainedModel, ValueError for a configuration that does not fit it;
     the base model is then as it was.
     """
-
-    users: Tensor
-    items: Tensor
 
     def __init__(self, base_model: PreTrainedModel, config: CoRAConfig, embeddings: CollaborativeEmbeddings) -> None:
         super().__init__()
@@ -80,8 +77,7 @@ class CoRAModel(nn.Module):
                 for name, layer in self.patch.layers.items()
             }
         )
-        for name, table in (("users", embeddings.users), ("items", embeddings.items)):
-            self.register_buffer(name, _standardised(table).to(base_model.device), persistent=False)
+        self.pairs = Pairs(embeddings).to(base_model.device)
         grouped = {name: names for names in self.patch.groups for name in names}
         self._inputs = list(dict.fromkeys(grouped.get(name, (name,)) for name in self.patch.layers))
         self._trainable = [parameter for parameter in base_model.parameters() if parameter.requires_grad]
@@ -184,12 +180,14 @@ class CoRAModel(nn.Module):
         options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         if options["use_reentrant"]:
             raise ValueError("use_reentrant: expected False; reentrant checkpointing loses the gradients of the deltas")
-        self.base.activation_checkpointing_enable(options, **kwargs)
+        # Before transformers 5.21 the base model has the older name alone.
+        enable = getattr(self.base, "activation_checkpointing_enable", self.base.gradient_checkpointing_enable)
+        enable(options, **kwargs)
         # Reentrant checkpointing alone needs the embeddings to require a gradient, which costs the first layer its dx.
         self.base.disable_input_require_grads()
 
     def activation_checkpointing_disable(self) -> None:
-        self.base.activation_checkpointing_disable()
+        getattr(self.base, "activation_checkpointing_disable", self.base.gradient_checkpointing_disable)()
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
@@ -260,12 +258,9 @@ class CoRAModel(nn.Module):
 
     def _adapt(self, user_ids: Ids, item_ids: Ids) -> None:
         """Generates A for each sample and sets it, with P, on the patched linears."""
-        user_rows, item_rows = self.embeddings.lookup_users(user_ids), self.embeddings.lookup_items(item_ids)
-        if self.training and self.config.user_dropout > 0:
-            user_rows[torch.rand(len(user_rows)) < self.config.user_dropout] = len(self.users) - 1
-        e_u, e_i = self.users[user_rows.to(self.users.device)], self.items[item_rows.to(self.items.device)]
-        with torch.autocast(e_u.device.type, enabled=False):
-            generated = self.generator(e_u, e_i)
+        pair = self.pairs(self.embeddings.lookup_users(user_ids), self.embeddings.lookup_items(item_ids))
+        with torch.autocast(self.pairs.users.device.type, enabled=False):
+            generated = self.generator(*pair)
         deltas = {}
         for names in self._inputs:
             lora_a = generated[self.patch.layers[names[0]].in_features]
@@ -306,13 +301,6 @@ def _check_base(base_model: PreTrainedModel, config: CoRAConfig) -> tuple[str, n
             f"answer_ids: {max(config.answer_ids)} is outside the model's vocabulary of {head.out_features}"
         )
     return name, head
-
-
-def _standardised(table: Tensor) -> Tensor:
-    """The rows, then the mean row for unknown ids: centred, and scaled to unit mean square, in fp32."""
-    centred = table.float() - table.float().mean(0)
-    scaled = centred / centred.square().mean().sqrt().clamp(min=1e-12)
-    return torch.cat([scaled, torch.zeros_like(scaled[:1])])
 
 
 def _key(name: str) -> str:

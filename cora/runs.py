@@ -38,7 +38,10 @@ class RunConfig:
     leave_last: int = _option(1, "split leave-last: test rows of each user, and validation rows before them")
     embeddings: str | None = _option(None, "safetensors file of collaborative embeddings; none: matrix factorisation "
                                            "is trained")  # fmt: skip
-    mf_dim: int = _option(256, "width of the vectors of matrix factorisation")
+    fresh_share: float = _option(0.1, "newest share of the training rows: CoRA trains on these and its vectors on the "
+                                       "older ones, because vectors memorise the rows they are trained on; 1: both on "
+                                       "all rows")  # fmt: skip
+    mf_dim: int = _option(64, "width of the vectors of matrix factorisation")
     dtype: str = _option("auto", "of the language model: float32, bfloat16, float16, or auto, which is bfloat16 where "
                                  "the device computes it fast")  # fmt: skip
     steps: int = _option(400, "optimiser steps at most")
@@ -72,6 +75,8 @@ class RunConfig:
                 raise TypeError(f"{name}: expected a number, got {value!r}")
             if value < 0 or (value == 0 and name in ("learning_rate", "max_minutes")):
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
+        if not (isinstance(self.fresh_share, int | float) and 0 < self.fresh_share <= 1):
+            raise ValueError(f"fresh_share: expected a share above 0, up to 1, got {self.fresh_share!r}")
         for name, choices in (("split", ("ratio", "dates", "leave-last")), ("dtype", DTYPES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
@@ -144,6 +149,7 @@ class RunFolder:
         self.path = Path(path)
         self.settings = self.path / "config.yaml"
         self.embeddings = self.path / "embeddings.safetensors"
+        self.baseline = self.path / "baseline.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.history = self.path / "history.json"

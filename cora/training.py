@@ -5,10 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import Subset
+from sklearn.metrics import roc_auc_score
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -52,10 +51,10 @@ def train(config: RunConfig, out: str | Path) -> dict[str, Any]:
         print(f"{run.path} holds this run, finished")
         return dict(json.loads(run.metrics.read_text(encoding="utf-8")))
 
-    embeddings = _collaborative(config, run, splits)
+    vectors = _collaborative(config, run, splits)
     torch.manual_seed(config.seed)
     base = load_base(config.model, dtype=chosen_dtype(config.dtype, arguments.device))
-    model = CoRAModel(base, settings, embeddings).to(arguments.device)
+    model = CoRAModel(base, settings, vectors["cora"]).to(arguments.device)
     print(model.patch)
     part, rows = _rows(config, splits)
     prompts = {
@@ -64,13 +63,13 @@ def train(config: RunConfig, out: str | Path) -> dict[str, Any]:
     }
     collate = PromptCollator(tokenizer)
     found = _earlier_predictions(run, rows[part])
-    found["mf"] = inner_products(embeddings, found)
+    found["mf"] = inner_products(vectors["baseline"], found)
     if "llm" not in found:
         print(f"{len(found)} {part} rows scored by the language model alone")
         found["llm"] = score_prompts(model, prompts[part], collate, adapted=False)
         run.write(run.predictions, found)
-    history = _fit(config, run, arguments, model, prompts, rows["valid"], collate)
-    mf_auc = metrics(rows["valid"], inner_products(embeddings, rows["valid"]))["auc"]
+    history = _fit(config, run, arguments, model, prompts, collate)
+    mf_auc = metrics(rows["valid"], inner_products(vectors["baseline"], rows["valid"]))["auc"]
     training_picture(history, mf_auc, run.picture)
     print(f"{len(found)} {part} rows scored by CoRA")
     found["cora"] = score_prompts(model, prompts[part], collate)
@@ -111,23 +110,39 @@ def _arguments(config: RunConfig, run: RunFolder) -> TrainingArguments:
     return TrainingArguments(**{**chosen, **config.trainer, "output_dir": str(run.checkpoints)})
 
 
-def _collaborative(config: RunConfig, run: RunFolder, splits: Splits) -> CollaborativeEmbeddings:
-    """The vectors of the run: those of the file named, those trained before, or matrix factorisation trained now."""
+def _collaborative(config: RunConfig, run: RunFolder, splits: Splits) -> dict[str, CollaborativeEmbeddings]:
+    """CoRA's vectors and the baseline's, which have seen all training rows; both are of the file where one is named."""
     if config.embeddings is not None:
-        return CollaborativeEmbeddings.load(config.embeddings)
-    if not run.embeddings.is_file():
-        embeddings, result = train_mf(splits.train, splits.valid, config.mf_dim, seed=config.seed)
-        embeddings.save(run.embeddings)
-        print(f"matrix factorisation: valid AUC {result.valid_auc:.4f} after {result.best_epoch + 1} epochs")
-    return CollaborativeEmbeddings.load(run.embeddings)
+        return dict.fromkeys(("cora", "baseline"), CollaborativeEmbeddings.load(config.embeddings))
+    older = splits.train if config.fresh_share == 1 else _older_and_newer(config, splits)[0]
+    found = {}
+    for name, path, rows in (("baseline", run.baseline, splits.train), ("cora", run.embeddings, older)):
+        if not path.is_file():
+            embeddings, result = train_mf(rows, splits.valid, config.mf_dim, seed=config.seed)
+            embeddings.save(path)
+            print(f"matrix factorisation of {len(rows)} rows for {name}: valid AUC {result.valid_auc:.4f}")
+        found[name] = CollaborativeEmbeddings.load(path)
+    return found
+
+
+def _older_and_newer(config: RunConfig, splits: Splits) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The training rows before and after the newest share begins; no moment is in both."""
+    times = splits.train["timestamp"]
+    first = times.iloc[round(len(times) * (1 - config.fresh_share))] if config.fresh_share < 1 else times.iloc[0]
+    older, newer = splits.train[times < first], splits.train[times >= first]
+    if older.empty and config.fresh_share < 1:
+        raise ValueError(f"fresh_share: {config.fresh_share} leaves no older training rows for the vectors")
+    return older, newer
 
 
 def _rows(config: RunConfig, splits: Splits) -> tuple[str, dict[str, pd.DataFrame]]:
     """The part that is reported on, and the rows used of every part."""
     rows = {
-        "train": config.sampled(splits.train, config.steps * config.batch_size),
+        "train": config.sampled(_older_and_newer(config, splits)[1], config.steps * config.batch_size),
         "valid": config.sampled(splits.valid, config.valid_rows),
     }
+    if rows["valid"]["label"].nunique() < 2:
+        raise ValueError(f"valid_rows: the {len(rows['valid'])} rows drawn have one label only, an AUC needs both")
     if splits.test is None:
         return "valid", rows
     return "test", rows | {"test": config.sampled(splits.test, config.test_rows)}
@@ -144,11 +159,9 @@ def _fit(
     arguments: TrainingArguments,
     model: CoRAModel,
     prompts: dict[str, PromptDataset],
-    valid: pd.DataFrame,
     collate: PromptCollator,
 ) -> list[dict[str, Any]]:
     """Trains the model to its best checkpoint, from the last one there is; returns the Trainer's log."""
-    by_length = np.argsort(prompts["valid"].lengths, kind="stable")
     checkpoint = _last_checkpoint(run.checkpoints)
     arguments.eval_on_start = checkpoint is None
     callbacks: list[TrainerCallback] = [EarlyStoppingCallback(config.patience)]
@@ -159,8 +172,8 @@ def _fit(
         arguments,
         data_collator=collate,
         train_dataset=prompts["train"],
-        eval_dataset=Subset(prompts["valid"], by_length.tolist()),
-        compute_metrics=_Metrics(valid.iloc[by_length]),
+        eval_dataset=prompts["valid"],
+        compute_metrics=_valid_auc,
         callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -170,15 +183,9 @@ def _fit(
     return history
 
 
-class _Metrics:
-    """AUC and UAUC for the Trainer, which evaluates the rows in their order."""
-
-    def __init__(self, rows: pd.DataFrame) -> None:
-        self.rows = rows
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        found = metrics(self.rows, np.asarray(prediction.predictions))
-        return {name: value for name in ("auc", "uauc") if (value := found[name]) is not None}
+def _valid_auc(prediction: EvalPrediction) -> dict[str, float]:
+    """For the Trainer, which evaluates in an order of its own: prompts of similar length together."""
+    return {"auc": float(roc_auc_score(prediction.label_ids, prediction.predictions))}
 
 
 class TimeLimit(TrainerCallback, ExportableState):

@@ -1,8 +1,8 @@
 """Generators: modules that make lora_a of the embeddings of a user and an item.
 
 A generator is built as Generator(config, dim, widths) from the CoRAConfig, the width d of the embeddings and the
-input widths of the adapted linears. Its forward takes e_u [B, d] and e_i [B, d], fp32, and returns {width: lora_a [B,
-width, r]} with ‖lora_a‖_F = 1 for every sample.
+input widths of the adapted linears. Its forward takes what `Pairs` gives, e_u [B, d], e_i [B, d] and affinity [B],
+fp32, and returns {width: lora_a [B, width, r]} with ‖lora_a‖_F = 1 for every sample.
 """
 
 from collections.abc import Sequence

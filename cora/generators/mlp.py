@@ -10,21 +10,20 @@ from cora.generators.heads import LoRAHeads
 
 
 class MLPGenerator(nn.Module):
-    """A = l2norm(Linear(dropout(gelu(Linear(layernorm([e_u; e_i; e_u * e_i]))))))
+    """A = l2norm(Linear(dropout(gelu(Linear(layernorm([e_u; e_i; e_u * e_i])) + affinity · w))))
 
-    e_u, e_i [B, d] -> {width: lora_a [B, width, r]}. The product is what matrix factorisation scores a pair by.
+    e_u, e_i [B, d], affinity [B] -> {width: lora_a [B, width, r]}. At the start half of what the hidden layer receives
+    is the affinity, the best single guess there is at what the user likes.
     """
 
     def __init__(self, config: CoRAConfig, dim: int, widths: Sequence[int]) -> None:
         super().__init__()
-        self.hidden = nn.Sequential(
-            nn.LayerNorm(3 * dim),
-            nn.Linear(3 * dim, config.hidden_size),
-            nn.GELU(),
-            nn.Dropout(config.generator_dropout),
-        )
+        self.vectors = nn.Sequential(nn.LayerNorm(3 * dim), nn.Linear(3 * dim, config.hidden_size))
+        self.affinity = nn.Linear(1, config.hidden_size, bias=False)
+        self.activation = nn.Sequential(nn.GELU(), nn.Dropout(config.generator_dropout))
         self.heads = LoRAHeads(config.hidden_size, widths, config.r)
 
-    def forward(self, e_u: Tensor, e_i: Tensor) -> dict[int, Tensor]:
-        heads: dict[int, Tensor] = self.heads(self.hidden(torch.cat([e_u, e_i, e_u * e_i], dim=-1)))
+    def forward(self, e_u: Tensor, e_i: Tensor, affinity: Tensor) -> dict[int, Tensor]:
+        hidden = self.vectors(torch.cat([e_u, e_i, e_u * e_i], dim=-1)) + self.affinity(affinity[:, None])
+        heads: dict[int, Tensor] = self.heads(self.activation(hidden))
         return heads

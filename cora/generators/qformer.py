@@ -14,7 +14,8 @@ from cora.generators.heads import LoRAHeads
 class QFormerGenerator(nn.Module):
     """A = l2norm(Linear(mean over the queries of QFormer(queries, e))), e the tokens of the pair.
 
-    e_u, e_i [B, d] -> {width: lora_a [B, width, r]}. Every block attends to the queries, then to e, then has its FFN.
+    e_u, e_i [B, d] -> {width: lora_a [B, width, r]}; the affinity is not read, as published. Every block attends to the
+    queries, then to e, then has its FFN.
     tokens "joint": e is the one token [e_u; e_i] (as published; attention to one token weighs nothing). "pair": e is
     two tokens, each by its own projection. Parameters that no output depends on are frozen: the biases of attention
     keys, which shift all scores of a query alike, and for one token the weights that would compare it with others.
@@ -49,7 +50,7 @@ class QFormerGenerator(nn.Module):
             _freeze_idle(layer.attention.attention, keys=config.num_queries)
             _freeze_idle(layer.crossattention.attention, keys=1 if joint else 2)
 
-    def forward(self, e_u: Tensor, e_i: Tensor) -> dict[int, Tensor]:
+    def forward(self, e_u: Tensor, e_i: Tensor, affinity: Tensor) -> dict[int, Tensor]:
         if self.project_user is None or self.project_item is None:
             pair = torch.cat([e_u, e_i], dim=-1)[:, None]
         else:

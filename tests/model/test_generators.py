@@ -26,7 +26,7 @@ def generator(request: pytest.FixtureRequest) -> nn.Module:
 
 def test_every_sample_has_unit_frobenius_norm(generator: nn.Module) -> None:
     e_u, e_i = 10 * torch.randn(5, 12), 0.01 * torch.randn(5, 12)
-    made = generator.eval()(e_u, e_i)
+    made = generator.eval()(e_u, e_i, e_u[:, 0])
     assert {width: a.shape for width, a in made.items()} == {width: (5, width, 3) for width in WIDTHS}
     for a in made.values():
         torch.testing.assert_close(a.flatten(1).norm(dim=1), torch.ones(5), atol=1e-6, rtol=0)
@@ -35,16 +35,16 @@ def test_every_sample_has_unit_frobenius_norm(generator: nn.Module) -> None:
 def test_a_depends_on_user_and_on_item(generator: nn.Module) -> None:
     e_u, e_i = torch.randn(2, 12), torch.randn(2, 12)
     generator.eval()
-    first = generator(e_u, e_i)[24]
-    assert (first - generator(e_u.flip(0), e_i)[24]).abs().max() > 1e-5
-    assert (first - generator(e_u, e_i.flip(0))[24]).abs().max() > 1e-5
+    first = generator(e_u, e_i, e_u[:, 0])[24]
+    assert (first - generator(e_u.flip(0), e_i, e_u[:, 0])[24]).abs().max() > 1e-5
+    assert (first - generator(e_u, e_i.flip(0), e_u[:, 0])[24]).abs().max() > 1e-5
 
 
 def test_samples_do_not_see_each_other(generator: nn.Module) -> None:
     e_u, e_i = torch.randn(4, 12), torch.randn(4, 12)
     generator.eval()
-    together = generator(e_u, e_i)[40]
-    alone = torch.cat([generator(e_u[i : i + 1], e_i[i : i + 1])[40] for i in range(4)])
+    together = generator(e_u, e_i, e_u[:, 0])[40]
+    alone = torch.cat([generator(e_u[i : i + 1], e_i[i : i + 1], e_u[i : i + 1, 0])[40] for i in range(4)])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 
@@ -54,7 +54,7 @@ def test_every_trained_parameter_receives_a_gradient_and_the_frozen_ones_are_idl
     frozen = [parameter for parameter in generator.parameters() if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)
-    sum((torch.randn_like(a) * a).sum() for a in generator(e_u, e_i).values()).backward()
+    sum((torch.randn_like(a) * a).sum() for a in generator(e_u, e_i, e_u[:, 0]).values()).backward()
     largest = max(parameter.grad.abs().max() for parameter in generator.parameters())
     for name, parameter in generator.named_parameters():
         size = parameter.grad.abs().max()
@@ -65,7 +65,7 @@ def test_every_trained_parameter_receives_a_gradient_and_the_frozen_ones_are_idl
 
 
 def test_published_sizes() -> None:
-    generator = build_generator(CoRAConfig(), 256, [576])
+    generator = build_generator(CoRAConfig(generator="qformer"), 256, [576])
     blocks = generator.qformer.encoder.layer
     assert generator.queries.shape == (4, 512)
     assert abs(generator.queries.std().item() - 0.02) < 2e-3
@@ -75,4 +75,4 @@ def test_published_sizes() -> None:
 
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="num_heads: expected a divisor of the generator's width 24, got 7"):
-        build_generator(CoRAConfig(num_heads=7), 12, WIDTHS)
+        build_generator(CoRAConfig(generator="qformer", num_heads=7), 12, WIDTHS)

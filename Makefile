@@ -1,0 +1,54 @@
+# Every target sets up what it needs in .venv first, once. PYTHON chooses the interpreter of a new .venv (3.10 or later).
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-all lint format sanitize cuda-build clean
+
+demo: $(READY)
+	$(BIN)/cora train --model smollm2-135m --data movielens-100k --out runs/demo $(DEMO)
+	$(BIN)/cora score --run runs/demo --user 196 --top 10
+
+test: $(READY)
+	$(BIN)/python -m pytest -n auto
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -n auto -m "slow or not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# AddressSanitizer and UBSan over the native kernels' tests.
+sanitize: $(READY)
+	$(BIN)/python setup.py build_py --build-lib build/sanitize \
+	  build_ext --sanitize --build-temp build/sanitize-objects --build-lib build/sanitize
+	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	  ../../$(BIN)/python -m pytest ../../tests/kernels --rootdir=../.. -n 2
+
+# The extension with CUDA kernels, against a CUDA build of torch in a virtual environment of its own.
+cuda-build:
+	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/pip install --quiet torch==2.14.1 numpy ninja "setuptools>=77"
+	CUDA_HOME=$${CUDA_HOME:-/usr/local/cuda} .venv-cuda/bin/python setup.py build_py --build-lib build/cuda \
+	  build_ext --required --build-lib build/cuda --build-temp build/cuda-objects
+	cd build/cuda && ../../.venv-cuda/bin/python -m cora_kernels.info
+
+clean:
+	rm -rf .venv build *.egg-info cora_kernels/*.so
+
+$(READY): pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or later is needed, PYTHON=... names one; found " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch setuptools ninja
+	$(PIP) --no-build-isolation -e '.[dev]'
+	# A CUDA build of torch has brought the Triton made for it; a CPU build has none, and the tests compile kernels.
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) "triton==3.9.0; platform_system == 'Linux'"
+	touch $@

@@ -1,0 +1,44 @@
+"""What a generator reads of a pair: standardised vectors of the user and the item, and their affinity."""
+
+import torch
+from torch import Tensor, nn
+
+from cora.collaborative import CollaborativeEmbeddings
+
+
+class Pairs(nn.Module):
+    """(rows of users [B], rows of items [B]) -> e_u [B, d], e_i [B, d], affinity [B], all fp32.
+
+    Each table is centred and scaled to unit mean square; the row after the last, of unknown ids, is the mean and hence
+    zero. affinity is the inner product of the vectors as they came, what matrix factorisation ranks by, centred and
+    scaled to unit variance over all pairs: given apart, because no other part of it is more than one column in d.
+    """
+
+    users: Tensor
+    items: Tensor
+    user_part: Tensor
+    item_part: Tensor
+
+    def __init__(self, embeddings: CollaborativeEmbeddings) -> None:
+        super().__init__()
+        users, items = embeddings.users.double(), embeddings.items.double()
+        u, i = users - users.mean(0), items - items.mean(0)
+        # <users, items> = <u, i> + <u, mean item> + <mean user, i> + constant, uncorrelated over all pairs.
+        user_part, item_part = u @ items.mean(0), i @ users.mean(0)
+        together = ((u.T @ u / len(u)) * (i.T @ i / len(i))).sum()
+        deviation = (together + user_part.square().mean() + item_part.square().mean()).sqrt().clamp(min=1e-12)
+        sizes = [table.square().mean().sqrt().clamp(min=1e-12) for table in (u, i)]
+        self.together = float(sizes[0] * sizes[1] / deviation)
+        for name, rows in (
+            ("users", u / sizes[0]),
+            ("items", i / sizes[1]),
+            ("user_part", user_part / deviation),
+            ("item_part", item_part / deviation),
+        ):
+            self.register_buffer(name, torch.cat([rows, torch.zeros_like(rows[:1])]).float(), persistent=False)
+
+    def forward(self, user_rows: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        user_rows, item_rows = user_rows.to(self.users.device), item_rows.to(self.users.device)
+        e_u, e_i = self.users[user_rows], self.items[item_rows]
+        affinity = self.together * (e_u * e_i).sum(-1) + self.user_part[user_rows] + self.item_part[item_rows]
+        return e_u, e_i, affinity

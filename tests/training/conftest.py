@@ -1,0 +1,86 @@
+"""A tiny random language model with a tokenizer, ratings that depend on the item, and a run trained on them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from cora.runs import RunConfig
+from cora.training import train
+
+PROMPT = "Liked {history} . Asked {title} ? Answer :"
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    words = ["<pad>", "<s>", "</s>", "<unk>", *"Liked Asked Answer . ? : , Yes No none so far film".split(), '"']
+    vocabulary = {word: i for i, word in enumerate([*words, *map(str, range(40))])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 ratings of 20 users and 30 films, the odd ones liked more."""
+    random = np.random.default_rng(0)
+    items = random.integers(0, 30, 400)
+    liked = random.random(400) < np.where(items % 2, 0.8, 0.2)
+    frame = pd.DataFrame(
+        {
+            "user_id": random.integers(0, 20, 400),
+            "item_id": items,
+            "rating": np.where(liked, 5, 2),
+            "timestamp": np.arange(400) * 60,
+            "title": [f"film {item}" for item in items],
+        }
+    )
+    path = tmp_path_factory.mktemp("data") / "films.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def settings(base_folder: Path, ratings: Path) -> dict[str, Any]:
+    return dict(
+        data=str(ratings),
+        model=str(base_folder),
+        mf_dim=8,
+        dtype="float32",
+        steps=9,
+        batch_size=8,
+        eval_every=3,
+        warmup_steps=2,
+        cora=dict(r=2, generator="mlp", hidden_size=16, prompt=PROMPT, max_history=3),
+        trainer=dict(logging_steps=1, use_cpu=True, disable_tqdm=True, report_to=[]),
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    train(RunConfig(**settings), out)
+    return out

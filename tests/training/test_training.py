@@ -1,0 +1,215 @@
+"""A run from its settings to its folder; stopped and killed runs go on to the same losses."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cora import CoRAModel
+from cora.collaborative import CollaborativeEmbeddings
+from cora.runs import RunConfig, RunFolder
+from cora.training import train
+
+KILLED = """
+import json, os, signal, sys
+import cora.training
+from cora.runs import RunConfig
+
+class Killed(cora.training.Trainer):
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().training_step(*args, **kwargs)
+
+cora.training.Trainer = Killed
+cora.training.train(RunConfig(**json.loads(sys.argv[1])), sys.argv[2])
+"""
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    history = json.loads((run / "history.json").read_text())
+    return [(one["step"], one[name]) for one in history for name in ("loss", "eval_loss", "eval_auc") if name in one]
+
+
+def test_folder_of_a_run(finished: Path, settings: dict[str, Any]) -> None:
+    run = RunFolder.existing(finished)
+    for path in (run.settings, run.metrics, run.history, run.predictions, run.picture, run.embeddings, run.baseline):
+        assert path.is_file(), path
+    assert run.picture.read_bytes().startswith(b"\x89PNG")
+    assert run.config() == RunConfig(**settings)
+    found = json.loads(run.metrics.read_text())
+    assert found["part"] == "test" and found["rows"] == 40 and found["methods"].keys() == {"mf", "llm", "cora"}
+    for method in found["methods"].values():
+        assert {"auc", "uauc", "warm_auc", "cold_auc", "log_loss"} <= method.keys() and 0 <= method["auc"] <= 1
+    steps = [step for step, _ in losses(finished)]
+    assert min(steps) == 0 and max(steps) == 9
+    kept = CoRAModel.from_pretrained(run.model)
+    assert any(matrix.any() for matrix in kept.projections.values())
+
+
+def test_it_learns(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Odd films are liked, even ones not: vectors that tell them apart tell CoRA, and nothing tells the LLM."""
+    frame = pd.read_csv(settings["data"])
+    frame["rating"] = np.where(frame["item_id"] % 2, 5, 2)
+    frame.to_csv(tmp_path / "odd.csv")
+    odd = torch.arange(30) % 2 * 2.0 - 1
+    films = torch.stack([odd, -odd, odd, torch.ones(30)], 1)
+    CollaborativeEmbeddings(list(range(20)), list(range(30)), torch.randn(20, 4), films).save(tmp_path / "odd")
+    changes = dict(data=str(tmp_path / "odd.csv"), embeddings=str(tmp_path / "odd"), steps=60, learning_rate=0.01)
+    methods = train(RunConfig(**(settings | changes | dict(eval_every=20))), tmp_path / "run")["methods"]
+    assert methods["cora"]["auc"] > max(0.95, methods["llm"]["auc"])
+
+
+def test_finished_run_is_not_trained_again(
+    finished: Path, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "metrics.json").stat().st_mtime_ns
+    result = train(RunConfig(**settings), finished)
+    assert result == json.loads((finished / "metrics.json").read_text())
+    assert (finished / "metrics.json").stat().st_mtime_ns == before and "finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("step", "more"), [(5, {}), (7, dict(batch_size=64))], ids=["in-epoch-1", "in-epoch-2"])
+def test_killed_run_goes_on_to_the_same_losses(
+    finished: Path, settings: dict[str, Any], tmp_path: Path, step: int, more: dict[str, Any]
+) -> None:
+    settings = settings | more
+    whole = finished
+    if more:
+        whole = tmp_path / "whole"
+        train(RunConfig(**settings), whole)
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED, json.dumps(settings), str(out), str(step)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert not (out / "history.json").exists() and (out / "checkpoints" / "checkpoint-3").is_dir()
+    newest = max((out / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    # A kill in the middle of writing a checkpoint leaves a folder like this one, which must not be gone on from.
+    shutil.copytree(newest, out / "checkpoints" / "checkpoint-8")
+    (out / "checkpoints" / "checkpoint-8" / "trainer_state.json").unlink()
+    train(RunConfig(**settings), out)
+    assert losses(out) == losses(whole)
+    again, once = (pd.read_parquet(run / "predictions.parquet") for run in (out, whole))
+    pd.testing.assert_frame_equal(again, once)
+
+
+def test_time_limit_ends_training_with_a_validation(settings: dict[str, Any], tmp_path: Path) -> None:
+    result = train(RunConfig(**(settings | dict(max_minutes=1e-6))), tmp_path / "run")
+    assert result["steps"] == 1 and result["methods"]["cora"]["auc"] is not None
+    assert (1, result["valid_auc"]) in losses(tmp_path / "run") or (0, result["valid_auc"]) in losses(tmp_path / "run")
+
+
+@pytest.mark.parametrize("share", [0.25, 1])
+def test_vectors_do_not_know_the_rows_that_cora_trains_on(
+    settings: dict[str, Any], tmp_path: Path, share: float
+) -> None:
+    frame = pd.read_csv(settings["data"])
+    frame.loc[300, ["user_id", "item_id", "title"]] = [
+        77,
+        77,
+        "film 9",
+    ]  # in the newest quarter of the 320 for training
+    frame.to_csv(tmp_path / "data.csv")
+    train(RunConfig(**(settings | dict(data=str(tmp_path / "data.csv"), steps=1, fresh_share=share))), tmp_path / "run")
+    vectors, baseline = (
+        CollaborativeEmbeddings.load(tmp_path / "run" / name)
+        for name in ("embeddings.safetensors", "baseline.safetensors")
+    )
+    assert 77 in baseline.user_ids and 77 in baseline.item_ids
+    assert (77 in vectors.user_ids, 77 in vectors.item_ids) == ((False, False) if share < 1 else (True, True))
+
+
+def test_embeddings_from_a_file(settings: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = CollaborativeEmbeddings(list(range(19)), list(range(30)), torch.randn(19, 6), torch.randn(30, 6))
+    given.save(tmp_path / "given.safetensors")
+    with pytest.warns(UserWarning, match="unknown user ids get the mean"):
+        result = train(
+            RunConfig(**(settings | dict(embeddings=str(tmp_path / "given.safetensors"), steps=1))), tmp_path / "run"
+        )
+    kept = CollaborativeEmbeddings.load(tmp_path / "run" / "model" / "embeddings.safetensors")
+    assert torch.equal(kept.users, given.users) and not (tmp_path / "run" / "embeddings.safetensors").exists()
+    assert result["steps"] == 1
+
+
+def test_split_folder_without_test(settings: dict[str, Any], tmp_path: Path) -> None:
+    frame = pd.read_csv(settings["data"])
+    (tmp_path / "data").mkdir()
+    frame[:300].to_parquet(tmp_path / "data" / "train.parquet")
+    frame[300:].to_parquet(tmp_path / "data" / "valid.parquet")
+    result = train(RunConfig(**(settings | dict(data=str(tmp_path / "data"), steps=1))), tmp_path / "run")
+    assert result["part"] == "valid" and result["rows"] == 100
+
+
+def test_other_settings_are_refused(finished: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(FileExistsError, match=r"out: .*other settings: learning_rate 0.001, now 0.1"):
+        train(RunConfig(**(settings | dict(learning_rate=0.1))), finished)
+
+
+def test_foreign_folder_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="out: .*not empty and holds no run"):
+        train(RunConfig(**settings), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("part", ["empty", "column"])
+def test_bad_data_leaves_no_folder(settings: dict[str, Any], tmp_path: Path, part: str) -> None:
+    frame = pd.read_csv(settings["data"])
+    frame = frame[:0] if part == "empty" else frame.drop(columns="timestamp")
+    frame.to_csv(tmp_path / "bad.csv", index=False)
+    with pytest.raises(ValueError, match="no rows" if part == "empty" else "missing column timestamp"):
+        train(RunConfig(**(settings | dict(data=str(tmp_path / "bad.csv")))), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(model=""), "model: expected a name"),
+        (dict(data=3), "data: expected a name"),
+        (dict(steps=0), "steps: expected a whole number from 1"),
+        (dict(batch_size=2.5), "batch_size: expected a whole number"),
+        (dict(valid_rows=-1), "valid_rows: expected a whole number from 0"),
+        (dict(learning_rate=0.0), "learning_rate: expected a positive number"),
+        (dict(learning_rate="fast"), "learning_rate: expected a number"),
+        (dict(max_minutes=0), "max_minutes: expected a positive number"),
+        (dict(split="random"), "split: expected one of ratio, dates, leave-last"),
+        (dict(fresh_share=0), "fresh_share: expected a share above 0"),
+        (dict(dtype="int8"), "dtype: expected one of auto, float32"),
+        (dict(cora=["r"]), "cora: expected names with values"),
+        (dict(cora=dict(rank=4)), "unknown configuration fields: rank"),
+        (dict(cora=dict(r=0)), "r: expected a whole number from 1"),
+        (dict(mf_dim=2), "mf_dim: expected a whole number from 3"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_settings(settings: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        RunConfig(**(settings | change))
+
+
+def test_unknown_setting() -> None:
+    with pytest.raises(ValueError, match="unknown settings: stepz; known are data, model"):
+        RunConfig.from_dict(dict(data="a", model="b", stepz=1))
+
+
+def test_rows_are_sampled_alike(settings: dict[str, Any]) -> None:
+    config = RunConfig(**settings)
+    test = config.splits(config.interactions()).test
+    assert test is not None
+    few = config.sampled(test, 7)
+    pd.testing.assert_frame_equal(few, config.sampled(test, 7))
+    assert len(few) == 7 and few.index.is_monotonic_increasing and config.sampled(test, 0) is test
+    train_rows = config.splits(config.interactions()).train
+    users, items = set(train_rows["user_id"]), set(train_rows["item_id"])
+    expected = [u in users and i in items for u, i in zip(test["user_id"], test["item_id"], strict=True)]
+    assert np.array_equal(test["warm"], expected)
