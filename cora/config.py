@@ -25,6 +25,8 @@ class CoRAConfig:
     target_modules     names, or ends of names, of the adapted linears; layers: their layers, None for all
     generator          what makes A of the embeddings of user and item: "mlp" (small) or "qformer" (as published)
     generator_dropout  inside the generator, in training
+    user_dropout       share of samples whose user is taken for unknown in training: vectors have memorised the rows
+                       they were trained on, and users never seen must be served too
     tokens             qformer: the pair is one key/value token ("joint", as published) or two ("pair")
     num_queries, num_blocks, num_heads, ffn_size, width
                        qformer: queries, blocks, heads, FFN width, model width (None: twice the embeddings')
@@ -47,6 +49,7 @@ class CoRAConfig:
     layers: tuple[int, ...] | None = None
     generator: str = "mlp"
     generator_dropout: float = 0.1
+    user_dropout: float = 0.0
     tokens: str = "joint"
     num_queries: int = 4
     num_blocks: int = 8
@@ -69,7 +72,7 @@ class CoRAConfig:
             _check_int("width", self.width, at_least=1)
         if self.alpha is not None and not (_is_number(self.alpha) and self.alpha > 0):
             raise ValueError(f"alpha: expected a positive number or None, got {self.alpha!r}")
-        for name in ("dropout", "generator_dropout"):
+        for name in ("dropout", "generator_dropout", "user_dropout"):
             if not (_is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1):
                 raise ValueError(
                     f"{name}: expected a number from 0 up to, not including, 1, got {getattr(self, name)!r}"

@@ -258,7 +258,10 @@ class CoRAModel(nn.Module):
 
     def _adapt(self, user_ids: Ids, item_ids: Ids) -> None:
         """Generates A for each sample and sets it, with P, on the patched linears."""
-        pair = self.pairs(self.embeddings.lookup_users(user_ids), self.embeddings.lookup_items(item_ids))
+        user_rows, item_rows = self.embeddings.lookup_users(user_ids), self.embeddings.lookup_items(item_ids)
+        if self.training and self.config.user_dropout > 0:
+            user_rows[torch.rand(len(user_rows)) < self.config.user_dropout] = len(self.embeddings.users)
+        pair = self.pairs(user_rows, item_rows)
         with torch.autocast(self.pairs.users.device.type, enabled=False):
             generated = self.generator(*pair)
         deltas = {}

@@ -46,8 +46,8 @@ class RunConfig:
                                  "the device computes it fast")  # fmt: skip
     steps: int = _option(400, "optimiser steps at most")
     batch_size: int = _option(16, "prompts in a step, per device")
-    learning_rate: float = _option(1e-3, "peak of the learning rate, after warm-up; it falls to 8 % along a cosine")
-    warmup_steps: int = _option(20, "steps in which the learning rate rises")
+    learning_rate: float = _option(3e-4, "peak of the learning rate, after warm-up; it falls to 8 % along a cosine")
+    warmup_steps: int = _option(10, "steps in which the learning rate rises")
     weight_decay: float = _option(1e-3, "of matrices; biases and norms have none")
     eval_every: int = _option(50, "steps between validations, each of which saves a checkpoint")
     patience: int = _option(20, "validations without a better AUC after which training stops")

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
+from torch.utils.data import Subset
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -18,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from cora.base import chosen_dtype, load_base, load_tokenizer
 from cora.collaborative import CollaborativeEmbeddings, train_mf
@@ -57,6 +59,9 @@ def train(config: RunConfig, out: str | Path) -> dict[str, Any]:
     model = CoRAModel(base, settings, vectors["cora"]).to(arguments.device)
     print(model.patch)
     part, rows = _rows(config, splits)
+    for frame in rows.values():
+        # Unknown ids are reported at their first lookup: now, rather than between the lines of a progress bar.
+        inner_products(vectors["cora"], frame)
     prompts = {
         name: PromptDataset(frame, data.titles, tokenizer, settings.template, settings.max_length)
         for name, frame in rows.items()
@@ -90,7 +95,7 @@ def _arguments(config: RunConfig, run: RunFolder) -> TrainingArguments:
         lr_scheduler_kwargs={"min_lr_rate": 0.08},
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="sequential",
         eval_strategy="steps",
         eval_steps=config.eval_every,
         save_strategy="steps",
@@ -171,8 +176,8 @@ def _fit(
         model,
         arguments,
         data_collator=collate,
-        train_dataset=prompts["train"],
-        eval_dataset=prompts["valid"],
+        train_dataset=_in_batches_of_length(prompts["train"], arguments),
+        eval_dataset=Subset(prompts["valid"], prompts["valid"].lengths.argsort(kind="stable").tolist()),
         compute_metrics=_valid_auc,
         callbacks=callbacks,
     )
@@ -183,8 +188,21 @@ def _fit(
     return history
 
 
+def _in_batches_of_length(prompts: PromptDataset, arguments: TrainingArguments) -> Subset[dict[str, Any]]:
+    """The prompts in the order of training, over all epochs: shuffled, those of a batch of similar length.
+
+    Made at once from the seed: the Trainer's own sampler draws from a global state that a resumed run does not have.
+    """
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    lengths = prompts.lengths.tolist()
+    generator = torch.Generator().manual_seed(arguments.seed)
+    order: list[int] = []
+    while len(order) < arguments.max_steps * batch:
+        order += get_length_grouped_indices(lengths, batch, generator=generator)
+    return Subset(prompts, order[: arguments.max_steps * batch])
+
+
 def _valid_auc(prediction: EvalPrediction) -> dict[str, float]:
-    """For the Trainer, which evaluates in an order of its own: prompts of similar length together."""
     return {"auc": float(roc_auc_score(prediction.label_ids, prediction.predictions))}
 
 

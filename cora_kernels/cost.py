@@ -5,6 +5,7 @@ counted. So one pass beats two kernels roughly where N·r / BN < matrix rate / b
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -211,7 +212,9 @@ def _shrink(p: Problem, gpu: Gpu) -> tuple[Launch, ...]:
     return shrink, _streamed("sum of planes", gpu, 3 * _s_bytes(p), 0)  # K is split, so that the tiles fill the GPU
 
 
-def _best(way: str, configs: tuple[GemmConfig, ...], launch, before: tuple[Launch, ...]) -> Plan:
+def _best(
+    way: str, configs: tuple[GemmConfig, ...], launch: Callable[[GemmConfig], Launch], before: tuple[Launch, ...]
+) -> Plan:
     config = min(configs, key=lambda config: launch(config).seconds)
     return Plan(way, config, (*before, launch(config)))
 

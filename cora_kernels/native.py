@@ -7,6 +7,7 @@ is asked for, for the backward. Each pack is as large as its weight and lives un
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -147,24 +148,29 @@ def _scaling(scaling: float | Tensor) -> tuple[Tensor | None, float]:
     return None, scaling
 
 
-def _fake_shrink(x, a, scales, scaling, cu_seqlens, batch):
+def _fake_shrink(x: Tensor, a: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape[0], a.shape[-1], dtype=torch.float32)
 
 
-def _fake_forward(x, weights, lora_as, lora_bs, biases, scales, scaling, cu_seqlens, batch, s):
+def _fake_forward(x: Tensor, weights: list[Tensor], lora_as: list[Tensor], *rest: Any) -> list[Tensor]:
+    s = rest[-1]
     ys = [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights]
     ss = [] if s else [x.new_empty(x.shape[0], a.shape[-1], dtype=torch.float32) for a in lora_as]
     return ys + ss
 
 
-def _fake_backward_input(gs, weights, lora_as, lora_bs, scales, scaling, cu_seqlens, batch, n_a, ds):
-    g = gs[0]
+def _fake_backward_input(
+    gs: list[Tensor], weights: list[Tensor], lora_as: list[Tensor], lora_bs: list[Tensor], *rest: Any
+) -> list[Tensor]:
+    g, n_a, ds = gs[0], *rest[-2:]
     dx = [g.new_empty(g.shape[0], weights[0].shape[1])] if weights else []
     dss = [] if ds else [g.new_empty(g.shape[0], b.shape[-2], dtype=torch.float32) for b in lora_bs[:n_a]]
     return dx + dss
 
 
-def _fake_outer(u, v, cu_seqlens, batch, per_sample, dtype):
+def _fake_outer(
+    u: Tensor, v: Tensor, cu_seqlens: Tensor | None, batch: int, per_sample: bool, dtype: torch.dtype
+) -> Tensor:
     shape = (batch, u.shape[1], v.shape[1]) if per_sample else (u.shape[1], v.shape[1])
     return u.new_empty(shape, dtype=dtype)
 

@@ -299,6 +299,23 @@ def test_unknown_ids_get_the_mean(make_base: Any, build: Build, prompts: Any, pa
 
 
 @torch.no_grad()
+def test_user_dropout_takes_users_for_unknown_in_training_alone(make_base: Any, build: Build) -> None:
+    model = build(make_base("llama"), user_dropout=0.5)
+    users, items = USERS[:1].repeat(400), ITEMS[:1].repeat(400)
+    e_u = model.pairs.users[model.embeddings.lookup_users(USERS[:1])]
+    seen = []
+    model.generator.register_forward_pre_hook(lambda _, pair: seen.append(pair[0]))
+    model.train()
+    sampled(model, users, items)
+    dropped = (seen[0] == 0).all(1)
+    assert 0.4 < dropped.float().mean() < 0.6
+    assert torch.equal(seen[0][~dropped], e_u.expand(int((~dropped).sum()), -1))
+    model.eval()
+    sampled(model, users, items)
+    assert torch.equal(seen[1], e_u.expand(400, -1))
+
+
+@torch.no_grad()
 def test_generate_continues_greedily_and_with_beams(
     base: PreTrainedModel, build: Build, prompts: Any, pad: Any
 ) -> None:

@@ -150,7 +150,7 @@ def test_split_folder_without_test(settings: dict[str, Any], tmp_path: Path) -> 
 
 
 def test_other_settings_are_refused(finished: Path, settings: dict[str, Any]) -> None:
-    with pytest.raises(FileExistsError, match=r"out: .*other settings: learning_rate 0.001, now 0.1"):
+    with pytest.raises(FileExistsError, match=r"out: .*other settings: learning_rate 0.0003, now 0.1"):
         train(RunConfig(**(settings | dict(learning_rate=0.1))), finished)
 
 
