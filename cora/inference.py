@@ -32,8 +32,7 @@ def evaluate(run: str | Path, data: str | None = None, part: str = "test", rows:
         raise ValueError(f"part: {interactions.name} has {', '.join(parts)}, got {part!r}")
     found = config.sampled(parts[part], rows).reset_index(drop=True)
     model, score = _scorer(folder, config, interactions.titles)
-    vectors = CollaborativeEmbeddings.load(folder.baseline) if folder.baseline.is_file() else model.embeddings
-    found["mf"] = inner_products(vectors, found)
+    found["mf"] = inner_products(model.embeddings, found)
     for method, adapted in (("llm", False), ("cora", True)):
         found[method] = score(found, adapted)
     return {"part": part} | summary(found)

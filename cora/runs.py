@@ -38,15 +38,12 @@ class RunConfig:
     leave_last: int = _option(1, "split leave-last: test rows of each user, and validation rows before them")
     embeddings: str | None = _option(None, "safetensors file of collaborative embeddings; none: matrix factorisation "
                                            "is trained")  # fmt: skip
-    fresh_share: float = _option(0.1, "newest share of the training rows: CoRA trains on these and its vectors on the "
-                                       "older ones, because vectors memorise the rows they are trained on; 1: both on "
-                                       "all rows")  # fmt: skip
     mf_dim: int = _option(64, "width of the vectors of matrix factorisation")
     dtype: str = _option("auto", "of the language model: float32, bfloat16, float16, or auto, which is bfloat16 where "
                                  "the device computes it fast")  # fmt: skip
     steps: int = _option(400, "optimiser steps at most")
     batch_size: int = _option(16, "prompts in a step, per device")
-    learning_rate: float = _option(3e-4, "peak of the learning rate, after warm-up; it falls to 8 % along a cosine")
+    learning_rate: float = _option(5e-4, "peak of the learning rate, after warm-up; it falls to 8 % along a cosine")
     warmup_steps: int = _option(10, "steps in which the learning rate rises")
     weight_decay: float = _option(1e-3, "of matrices; biases and norms have none")
     eval_every: int = _option(50, "steps between validations, each of which saves a checkpoint")
@@ -75,8 +72,6 @@ class RunConfig:
                 raise TypeError(f"{name}: expected a number, got {value!r}")
             if value < 0 or (value == 0 and name in ("learning_rate", "max_minutes")):
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
-        if not (isinstance(self.fresh_share, int | float) and 0 < self.fresh_share <= 1):
-            raise ValueError(f"fresh_share: expected a share above 0, up to 1, got {self.fresh_share!r}")
         for name, choices in (("split", ("ratio", "dates", "leave-last")), ("dtype", DTYPES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
@@ -149,7 +144,6 @@ class RunFolder:
         self.path = Path(path)
         self.settings = self.path / "config.yaml"
         self.embeddings = self.path / "embeddings.safetensors"
-        self.baseline = self.path / "baseline.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.history = self.path / "history.json"

@@ -53,28 +53,28 @@ def train(config: RunConfig, out: str | Path) -> dict[str, Any]:
         print(f"{run.path} holds this run, finished")
         return dict(json.loads(run.metrics.read_text(encoding="utf-8")))
 
-    vectors = _collaborative(config, run, splits)
+    embeddings = _collaborative(config, run, splits)
     torch.manual_seed(config.seed)
     base = load_base(config.model, dtype=chosen_dtype(config.dtype, arguments.device))
-    model = CoRAModel(base, settings, vectors["cora"]).to(arguments.device)
+    model = CoRAModel(base, settings, embeddings).to(arguments.device)
     print(model.patch)
     part, rows = _rows(config, splits)
     for frame in rows.values():
         # Unknown ids are reported at their first lookup: now, rather than between the lines of a progress bar.
-        inner_products(vectors["cora"], frame)
+        inner_products(embeddings, frame)
     prompts = {
         name: PromptDataset(frame, data.titles, tokenizer, settings.template, settings.max_length)
         for name, frame in rows.items()
     }
     collate = PromptCollator(tokenizer)
     found = _earlier_predictions(run, rows[part])
-    found["mf"] = inner_products(vectors["baseline"], found)
+    found["mf"] = inner_products(embeddings, found)
     if "llm" not in found:
         print(f"{len(found)} {part} rows scored by the language model alone")
         found["llm"] = score_prompts(model, prompts[part], collate, adapted=False)
         run.write(run.predictions, found)
     history = _fit(config, run, arguments, model, prompts, collate)
-    mf_auc = metrics(rows["valid"], inner_products(vectors["baseline"], rows["valid"]))["auc"]
+    mf_auc = metrics(rows["valid"], inner_products(embeddings, rows["valid"]))["auc"]
     training_picture(history, mf_auc, run.picture)
     print(f"{len(found)} {part} rows scored by CoRA")
     found["cora"] = score_prompts(model, prompts[part], collate)
@@ -115,35 +115,21 @@ def _arguments(config: RunConfig, run: RunFolder) -> TrainingArguments:
     return TrainingArguments(**{**chosen, **config.trainer, "output_dir": str(run.checkpoints)})
 
 
-def _collaborative(config: RunConfig, run: RunFolder, splits: Splits) -> dict[str, CollaborativeEmbeddings]:
-    """CoRA's vectors and the baseline's, which have seen all training rows; both are of the file where one is named."""
+def _collaborative(config: RunConfig, run: RunFolder, splits: Splits) -> CollaborativeEmbeddings:
+    """The vectors of the run: those of the file named, those trained before, or matrix factorisation trained now."""
     if config.embeddings is not None:
-        return dict.fromkeys(("cora", "baseline"), CollaborativeEmbeddings.load(config.embeddings))
-    older = splits.train if config.fresh_share == 1 else _older_and_newer(config, splits)[0]
-    found = {}
-    for name, path, rows in (("baseline", run.baseline, splits.train), ("cora", run.embeddings, older)):
-        if not path.is_file():
-            embeddings, result = train_mf(rows, splits.valid, config.mf_dim, seed=config.seed)
-            embeddings.save(path)
-            print(f"matrix factorisation of {len(rows)} rows for {name}: valid AUC {result.valid_auc:.4f}")
-        found[name] = CollaborativeEmbeddings.load(path)
-    return found
-
-
-def _older_and_newer(config: RunConfig, splits: Splits) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The training rows before and after the newest share begins; no moment is in both."""
-    times = splits.train["timestamp"]
-    first = times.iloc[round(len(times) * (1 - config.fresh_share))] if config.fresh_share < 1 else times.iloc[0]
-    older, newer = splits.train[times < first], splits.train[times >= first]
-    if older.empty and config.fresh_share < 1:
-        raise ValueError(f"fresh_share: {config.fresh_share} leaves no older training rows for the vectors")
-    return older, newer
+        return CollaborativeEmbeddings.load(config.embeddings)
+    if not run.embeddings.is_file():
+        embeddings, result = train_mf(splits.train, splits.valid, config.mf_dim, seed=config.seed)
+        embeddings.save(run.embeddings)
+        print(f"matrix factorisation: valid AUC {result.valid_auc:.4f} after {result.best_epoch + 1} epochs")
+    return CollaborativeEmbeddings.load(run.embeddings)
 
 
 def _rows(config: RunConfig, splits: Splits) -> tuple[str, dict[str, pd.DataFrame]]:
     """The part that is reported on, and the rows used of every part."""
     rows = {
-        "train": config.sampled(_older_and_newer(config, splits)[1], config.steps * config.batch_size),
+        "train": config.sampled(splits.train, config.steps * config.batch_size),
         "valid": config.sampled(splits.valid, config.valid_rows),
     }
     if rows["valid"]["label"].nunique() < 2:

@@ -25,7 +25,7 @@ def build(targets: Any) -> Build:
     def make(base: PreTrainedModel, trained: bool = True, **changes: Any) -> CoRAModel:
         torch.manual_seed(1)
         fields: dict[str, Any] = dict(
-            r=3, target_modules=targets(base), generator="mlp", hidden_size=16, answer_ids=(YES, NO)
+            r=3, target_modules=targets(base), generator="mlp", hidden_size=16, user_dropout=0.0, answer_ids=(YES, NO)
         )
         embeddings = CollaborativeEmbeddings([10, 20, 30, 40], [5, 6, 7], 3 * torch.randn(4, 8) + 1, torch.randn(3, 8))
         model = CoRAModel(base, CoRAConfig(**(fields | changes)), embeddings)

@@ -19,7 +19,7 @@ IDS, MASK = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]]), torch.ones(2, 4, dtyp
 
 def build(base: PreTrainedModel, **changes: Any) -> CoRAModel:
     embeddings = CollaborativeEmbeddings(["ann", "bo"], [5, 6, 7], torch.randn(2, 8), torch.randn(3, 8))
-    fields: dict[str, Any] = dict(r=3, generator="mlp", hidden_size=16, answer_ids=(11, 23))
+    fields: dict[str, Any] = dict(r=3, generator="mlp", hidden_size=16, user_dropout=0.0, answer_ids=(11, 23))
     return CoRAModel(base, CoRAConfig(**(fields | changes)), embeddings)
 
 

@@ -30,7 +30,7 @@ def base(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerBase) -> 
 
 @torch.no_grad()
 def test_zero_p_gives_the_base_logits_bit_for_bit(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    config = CoRAConfig(generator="mlp", hidden_size=32).with_answer_ids(tokenizer)
+    config = CoRAConfig(generator="mlp", hidden_size=32, user_dropout=0.0).with_answer_ids(tokenizer)
     assert tokenizer.convert_ids_to_tokens(config.answer_ids) == ["ĠYes", "ĠNo"]
     prompts = [config.template.render(TITLES[:n], TITLES[n]) for n in (2, 0)]
     batch = tokenizer(prompts, padding=True, return_tensors="pt")

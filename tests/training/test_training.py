@@ -41,7 +41,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 def test_folder_of_a_run(finished: Path, settings: dict[str, Any]) -> None:
     run = RunFolder.existing(finished)
-    for path in (run.settings, run.metrics, run.history, run.predictions, run.picture, run.embeddings, run.baseline):
+    for path in (run.settings, run.metrics, run.history, run.predictions, run.picture, run.embeddings):
         assert path.is_file(), path
     assert run.picture.read_bytes().startswith(b"\x89PNG")
     assert run.config() == RunConfig(**settings)
@@ -107,26 +107,6 @@ def test_time_limit_ends_training_with_a_validation(settings: dict[str, Any], tm
     assert (1, result["valid_auc"]) in losses(tmp_path / "run") or (0, result["valid_auc"]) in losses(tmp_path / "run")
 
 
-@pytest.mark.parametrize("share", [0.25, 1])
-def test_vectors_do_not_know_the_rows_that_cora_trains_on(
-    settings: dict[str, Any], tmp_path: Path, share: float
-) -> None:
-    frame = pd.read_csv(settings["data"])
-    frame.loc[300, ["user_id", "item_id", "title"]] = [
-        77,
-        77,
-        "film 9",
-    ]  # in the newest quarter of the 320 for training
-    frame.to_csv(tmp_path / "data.csv")
-    train(RunConfig(**(settings | dict(data=str(tmp_path / "data.csv"), steps=1, fresh_share=share))), tmp_path / "run")
-    vectors, baseline = (
-        CollaborativeEmbeddings.load(tmp_path / "run" / name)
-        for name in ("embeddings.safetensors", "baseline.safetensors")
-    )
-    assert 77 in baseline.user_ids and 77 in baseline.item_ids
-    assert (77 in vectors.user_ids, 77 in vectors.item_ids) == ((False, False) if share < 1 else (True, True))
-
-
 def test_embeddings_from_a_file(settings: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
     given = CollaborativeEmbeddings(list(range(19)), list(range(30)), torch.randn(19, 6), torch.randn(30, 6))
@@ -150,7 +130,7 @@ def test_split_folder_without_test(settings: dict[str, Any], tmp_path: Path) -> 
 
 
 def test_other_settings_are_refused(finished: Path, settings: dict[str, Any]) -> None:
-    with pytest.raises(FileExistsError, match=r"out: .*other settings: learning_rate 0.0003, now 0.1"):
+    with pytest.raises(FileExistsError, match=r"out: .*other settings: learning_rate 0.0005, now 0.1"):
         train(RunConfig(**(settings | dict(learning_rate=0.1))), finished)
 
 
@@ -183,7 +163,6 @@ def test_bad_data_leaves_no_folder(settings: dict[str, Any], tmp_path: Path, par
         (dict(learning_rate="fast"), "learning_rate: expected a number"),
         (dict(max_minutes=0), "max_minutes: expected a positive number"),
         (dict(split="random"), "split: expected one of ratio, dates, leave-last"),
-        (dict(fresh_share=0), "fresh_share: expected a share above 0"),
         (dict(dtype="int8"), "dtype: expected one of auto, float32"),
         (dict(cora=["r"]), "cora: expected names with values"),
         (dict(cora=dict(rank=4)), "unknown configuration fields: rank"),
