@@ -1,6 +1,6 @@
 """Compile the launches of unchanged launchers ahead of time, for parts that are not there, and read what came out.
 
-`python tests/triton/aot.py > cora_kernels/triton/kernels.md` writes the table of registers, shared memory and occupancy.
+`python tests/triton/aot.py > cora_kernels/triton/kernels.md` writes the registers, shared memory and occupancy of each.
 """
 
 import re
