@@ -49,7 +49,7 @@ class CoRAConfig:
     layers: tuple[int, ...] | None = None
     generator: str = "mlp"
     generator_dropout: float = 0.1
-    user_dropout: float = 0.5
+    user_dropout: float = 0.8
     tokens: str = "joint"
     num_queries: int = 4
     num_blocks: int = 8
