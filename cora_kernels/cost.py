@@ -206,7 +206,7 @@ def _shrink(p: Problem, gpu: Gpu) -> tuple[Launch, ...]:
         return ()
     moved = p.rows * p.inputs * p.dtype.itemsize + _factor_bytes(p) - _b_bytes(p) + _s_bytes(p)
     shrink = _streamed("shrink", gpu, moved, 2 * p.rows * p.inputs * p.rank)
-    tiles = p.samples * _cdiv(p.rows, 64 * p.samples) if p.sample_a else _cdiv(p.rows, 64)
+    tiles = p.samples * _cdiv(p.rows, 64 * max(p.samples, 1)) if p.sample_a else _cdiv(p.rows, 64)
     if 2 * tiles > gpu.multiprocessors:
         return (shrink,)
     return shrink, _streamed("sum of planes", gpu, 3 * _s_bytes(p), 0)  # K is split, so that the tiles fill the GPU
