@@ -1,0 +1,168 @@
+"""CoRA on SmolLM2-135M in bf16: one training step and one scoring batch, ours, as one writes it, and the frozen LLM.
+
+A contestant is built as CONTESTANTS[name](setting, what) and gives the function that is timed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cora import CoRAConfig, CoRAModel
+from cora.base import load_base, load_tokenizer
+from cora.collaborative import CollaborativeEmbeddings
+
+NAME, BATCH, SHORTEST, LONGEST, DIM = "smollm2-135m", 16, 120, 200, 256
+WHAT = ("training step", "scoring batch")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A batch of prompts padded on the right, of 120 to 200 random tokens each, and the model's settings."""
+
+    device: str
+    dtype: torch.dtype
+    config: CoRAConfig
+    embeddings: CollaborativeEmbeddings
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    @classmethod
+    def make(cls, device: str, shortest: int = SHORTEST, longest: int = LONGEST) -> "Setting":
+        generator = torch.Generator().manual_seed(0)
+        config = CoRAConfig(dropout=0.0, generator_dropout=0.0).with_answer_ids(load_tokenizer(NAME))
+        ids = list(range(BATCH))
+        users, items = (torch.randn(BATCH, DIM, generator=generator) for _ in range(2))
+        lengths = torch.linspace(shortest, longest, BATCH).long()
+        mask = (torch.arange(longest) < lengths[:, None]).long()
+        tokens = torch.randint(100, 40000, mask.shape, generator=generator) * mask
+        labels = (torch.arange(BATCH) % 2).float()
+        embeddings = CollaborativeEmbeddings(ids, ids, users, items)
+        return cls(device, torch.bfloat16, config, embeddings, tokens.to(device), mask.to(device), labels.to(device))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are no padding."""
+        return int(self.attention_mask.sum())
+
+    @property
+    def ids(self) -> list[int]:
+        return list(range(BATCH))
+
+    def model(self) -> CoRAModel:
+        """The same random generator and P at every call; P is not zero, so that all gradients are not."""
+        torch.manual_seed(0)
+        base = load_base(NAME, dtype=self.dtype).to(self.device)
+        model = CoRAModel(base, self.config, self.embeddings).to(self.device)
+        for projection in model.projections.values():
+            nn.init.normal_(projection, std=0.05)
+        return model.train()
+
+
+class StockCoRA(nn.Module):
+    """The same model as one writes it: hooks that add x @ A @ P, attention masks, and the whole head."""
+
+    def __init__(self, model: CoRAModel) -> None:
+        super().__init__()
+        self.pairs, self.generator, self.projections = model.pairs, model.generator, model.projections
+        self.embeddings, self.config = model.embeddings, model.config
+        names = list(model.patch.layers)
+        self.base: Any = model.unpatch().requires_grad_(False)
+        self.generated: dict[int, Tensor] = {}
+        for name in names:
+            self.base.get_submodule(name).register_forward_hook(self._adding(name.replace(".", "/")))
+
+    def _adding(self, key: str) -> Callable[..., Tensor]:
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            a = self.generated[args[0].shape[-1]].to(output.dtype)
+            return output + self.config.scaling * (args[0] @ a @ self.projections[key].to(output.dtype))
+
+        return add
+
+    def forward(self, setting: Setting) -> tuple[Tensor, Tensor]:
+        """Loss [] and logits [B]."""
+        rows = self.embeddings.lookup_users(setting.ids), self.embeddings.lookup_items(setting.ids)
+        self.generated = self.generator(*self.pairs(*rows))
+        logits = self.base(input_ids=setting.input_ids, attention_mask=setting.attention_mask, use_cache=False).logits
+        answers = logits[torch.arange(BATCH), setting.attention_mask.sum(1) - 1]
+        yes, no = self.config.answer_ids or ()
+        scores = answers[:, yes] - answers[:, no]
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        return functional.binary_cross_entropy_with_logits(scores, setting.labels.to(scores)), scores
+
+
+def ours(setting: Setting, what: str) -> Callable[[], object]:
+    model = setting.model()
+    batch = (setting.input_ids, setting.attention_mask, setting.ids, setting.ids)
+    if what == "scoring batch":
+        return lambda: model.score(*batch)
+    return _stepping(model, lambda: model(*batch, setting.labels).loss)
+
+
+def stock(setting: Setting, what: str) -> Callable[[], object]:
+    model = StockCoRA(setting.model())
+    if what == "scoring batch":
+        return torch.no_grad()(lambda: model(setting)[1])
+    return _stepping(model, lambda: model(setting)[0])
+
+
+def frozen(setting: Setting, what: str) -> Callable[[], object]:
+    """The language model's own forward, without a head; in training with the gradient of its embedded input."""
+    base: Any = load_base(NAME, dtype=setting.dtype).to(setting.device).requires_grad_(False)
+    embedded = base.get_input_embeddings()(setting.input_ids).detach()
+
+    def forward(x: Tensor) -> Tensor:
+        hidden = base.model(inputs_embeds=x, use_cache=False).last_hidden_state
+        return hidden[torch.arange(BATCH), setting.attention_mask.sum(1) - 1]
+
+    if what == "scoring batch":
+        return torch.no_grad()(lambda: forward(embedded))
+
+    def step() -> object:
+        x = embedded.detach().requires_grad_()
+        return torch.autograd.grad(forward(x).float().square().sum(), x)
+
+    return step
+
+
+CONTESTANTS: dict[str, Callable[[Setting, str], Callable[[], object]]] = {
+    "frozen LLM": frozen,
+    "stock transformers": stock,
+    "ours": ours,
+}
+
+
+def _stepping(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], object]:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def three_ways() -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Scores and gradients of short prompts: ours, the stock way's, and the stock way's in float64."""
+    setting = Setting.make("cpu", 12, 24)
+    model = setting.model()
+    output = model(setting.input_ids, setting.attention_mask, setting.ids, setting.ids, setting.labels)
+    found = [_gradients(model, output.loss, output.logits)]
+    for dtype in (torch.bfloat16, torch.float64):
+        one = StockCoRA(replace(setting, dtype=torch.bfloat16).model())
+        one = one if dtype == torch.bfloat16 else one.double()
+        found.append(_gradients(one, *one(setting)))
+    return found[0], found[1], found[2]
+
+
+def _gradients(model: Any, loss: Tensor, scores: Tensor) -> dict[str, Tensor]:
+    loss.backward()
+    named = {"scores": scores.detach()}
+    for name, part in (("d P", model.projections), ("d generator", model.generator)):
+        named[name] = torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None])
+    return named

@@ -1,0 +1,88 @@
+"""python -m bench.memory '{"what": ...}': what one call takes beyond its inputs, in a process of its own.
+
+On a CPU the growth of the process's resident set while it runs (the kernel's high-water mark, set back before); on a
+GPU torch.cuda.max_memory_allocated. A process of its own, so that nothing is left of an earlier contestant.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.cases import BF16, BenchCase, case
+from bench.contestants import CONTESTANTS, Contestant, Unsupported
+from bench.endtoend import CONTESTANTS as MODELS
+from bench.endtoend import Setting
+from bench.harness import with_backward, without_factors
+from cora_kernels.testing import make_inputs
+
+LAYER, LENGTH, RANK = "Llama-3.2-1B q", 128, 16
+
+
+def measured(question: dict[str, Any]) -> dict[str, Any]:
+    """The answer of a fresh process: {"bytes": ...}, or {"reason": ...} where there is none."""
+    command = [sys.executable, "-m", "bench.memory", json.dumps(question)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    if done.returncode:
+        return {"reason": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def peak_of(run: Callable[[], object]) -> int:
+    """Bytes that the call takes at its peak beyond what was taken before."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError as error:
+        raise Unsupported(f"the high-water mark of memory cannot be set back: {error}") from None
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) << 10
+    raise Unsupported(f"/proc/self/status has no {name}")
+
+
+def _linear(name: str, one: BenchCase, device: str) -> int:
+    contestant = next(c for c in CONTESTANTS if c.name == name)
+    _prepared(contestant, replace(one, shape=replace(one.shape, batch=1, length=1)), device)()  # what is loaded once
+    return peak_of(_prepared(contestant, one, device))
+
+
+def _prepared(contestant: Contestant, one: BenchCase, device: str) -> Callable[[], object]:
+    inputs = make_inputs(one.shape, device)
+    if contestant.floor:
+        inputs = without_factors(inputs)
+    return with_backward(contestant.prepare(one, inputs), inputs)
+
+
+def _answer(question: dict[str, Any]) -> dict[str, Any]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if question["what"] == "linear":
+            one = case(LAYER, question["B"], LENGTH, RANK, BF16, True)
+            return {"bytes": _linear(question["contestant"], one, device)}
+        run = MODELS[question["contestant"]](Setting.make(device), question["what"])
+        return {"bytes": peak_of(run)}
+    except Unsupported as reason:
+        return {"reason": str(reason)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_answer(json.loads(sys.argv[1]))))

@@ -1,0 +1,176 @@
+"""The benchmark itself: what is wrong or slow is caught, what cannot run has its reason, and no figure is made up."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.cases import BenchCase, full, quick, skewed
+from bench.contestants import CONTESTANTS, Contestant, Run, Unsupported
+from bench.harness import interleaved, measure
+from bench.report import main
+from bench.table import linears, not_first, verdicts
+from cora_kernels.testing import Case, Inputs, call
+
+BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
+TRAIN = BenchCase("tiny q", Case(3, 5, 24, (40,), 8), backward=True)
+FORWARD = BenchCase("tiny q", Case(3, 5, 24, (40,), 8, dtype=torch.bfloat16, sample_b=True), backward=False)
+PACKED = BenchCase("tiny qkv", Case(3, 5, 24, (40, 16, 16), 8, lengths=(3, 1, 7)), backward=True)
+PARTS = ("frozen linear", "eager bmm", "ours: chain")
+
+
+def planted(change: Any, name: str = "planted", ours: bool = False) -> Contestant:
+    """The op, its outputs changed."""
+
+    def prepare(case: BenchCase, inputs: Inputs) -> Run:
+        return lambda: change(call(inputs, "chain"))
+
+    return Contestant(name, "planted", prepare, ours=ours)
+
+
+def quickly(case: BenchCase, *contestants: Contestant) -> Any:
+    return measure(case, [BY_NAME["frozen linear"], *contestants], seconds=0.0)
+
+
+@pytest.mark.parametrize("case", [TRAIN, FORWARD, PACKED], ids=str)
+def test_every_contestant_is_right_or_says_why_not(case: BenchCase) -> None:
+    slow = ("torch.compile", "compile max-autotune")
+    outcomes = measure(case, [c for c in CONTESTANTS if c.name not in slow], seconds=0.0)
+    assert set(outcomes) == set(BY_NAME) - set(slow)
+    for name, outcome in outcomes.items():
+        assert not outcome.wrong, f"{name}: {outcome.problem}"
+        assert bool(outcome.seconds) != bool(outcome.problem)
+        assert all(seconds > 0 for seconds in outcome.seconds)
+    for name in (*PARTS, "einsum", "baddbmm_", "per-token copies", "merged W_i", "per-sample loop"):
+        assert outcomes[name].seconds, f"{name}: {outcomes[name].problem}"
+    assert bool(outcomes["PEFT"].seconds) == (case is FORWARD)
+
+
+def test_a_wrong_output_is_not_timed() -> None:
+    outcome = quickly(FORWARD, planted(lambda ys: tuple(y * 1.02 for y in ys)))["planted"]
+    assert outcome.wrong and not outcome.seconds and "y[0]: relative error 0.02" in str(outcome.problem)
+
+
+def test_a_wrong_gradient_is_not_timed() -> None:
+    def halved(ys: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(y / 2 + y.detach() / 2 for y in ys)
+
+    outcome = quickly(TRAIN, planted(halved))["planted"]
+    assert outcome.wrong and not outcome.seconds and "d x" in str(outcome.problem)
+
+
+def test_nan_is_wrong() -> None:
+    outcome = quickly(FORWARD, planted(lambda ys: tuple(y * torch.nan for y in ys)))["planted"]
+    assert outcome.wrong
+
+
+def test_a_reason_instead_of_a_time() -> None:
+    def prepare(case: BenchCase, inputs: Inputs) -> Run:
+        raise Unsupported("not today")
+
+    outcome = quickly(FORWARD, Contestant("lazy", "", prepare))["lazy"]
+    assert (outcome.seconds, outcome.problem, outcome.wrong) == ((), "not today", False)
+
+
+def test_a_planted_slowdown_is_seen() -> None:
+    def slowly(ys: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        time.sleep(0.01)
+        return ys
+
+    outcomes = quickly(FORWARD, planted(lambda ys: ys, "same"), planted(slowly, "slow"))
+    assert min(outcomes["slow"].seconds) >= 0.01 > min(outcomes["same"].seconds)
+
+
+def test_rounds_are_interleaved_and_the_slow_take_part_in_few() -> None:
+    order: list[str] = []
+
+    def run(name: str) -> Any:
+        return lambda: order.append(name)
+
+    taken = {"floor": 1.0, "near": 2.0, "far": 9.0}
+
+    def clock(run: Any, calls: int) -> float:
+        run()
+        return taken[order[-1]]
+
+    samples = interleaved({name: run(name) for name in taken}, clock, "floor", seconds=0.0, least=7)
+    assert {name: len(s) for name, s in samples.items()} == {"floor": 7, "near": 7, "far": 3}
+    rounds = [order[6:9], order[9:12], order[12:15]]
+    assert all(sorted(names) == sorted(taken) for names in rounds)
+    assert len({names[0] for names in rounds}) > 1
+
+
+def test_cases() -> None:
+    cases = quick()
+    for name in ("forward fp32", "forward bf16", "train fp32", "train bf16", "decode"):
+        assert sum(name in case.sets for case in cases) == 4
+    for key in ("B", "T", "r"):
+        assert sum(key in case.sets for case in cases) >= 3
+    assert len({(str(case), case.backward) for case in cases}) == len(cases)
+    assert set(map(str, cases)) < set(map(str, full()))
+    assert skewed(16, 512)[0] == 512 and skewed(16, 512)[-1] == 1 and len(skewed(16, 512)) == 16
+    one = BenchCase("m q", Case(2, 3, 5, (7,), 2), backward=False)
+    assert one.flops == 2 * 6 * (5 * 7 + 2 * 5 + 2 * 7)
+    assert one.bytes == 4 * (6 * 5 + 5 * 7 + 6 * 7 + 2 * 2 * 5 + 2 * 7)
+
+
+def run_of(ours: float, peer: float, floor: float = 1.0) -> dict[str, Any]:
+    """What pytest-benchmark writes for the cases of one acceptance, with these seconds."""
+    benchmarks = []
+    for case in [case for case in quick() if "forward fp32" in case.sets or "B" in case.sets]:
+        for name, seconds in (("frozen linear", floor), ("eager bmm", peer), ("ours: cpu", ours)):
+            info = {
+                "kind": "train" if case.backward else "forward",
+                "case": f"{case} {case.backward}",
+                "shape": str(case),
+                "mode": "eager",
+                "contestant": name,
+                "ours": name.startswith("ours"),
+                "floor": name == "frozen linear",
+                "dtype": case.dtype,
+                "sizes": {"B": len(case.samples), "T": case.shape.length, "r": case.shape.r, "K": case.shape.k},
+                "outputs": list(case.shape.n),
+                "padded": True,
+                "sample_b": False,
+                "sets": list(case.sets),
+                "flops": case.flops,
+                "bytes": case.bytes,
+            }
+            benchmarks.append({"extra_info": info, "stats": {"median": seconds, "iqr": seconds / 100}})
+    machine = {"cpu": "Some CPU, AVX512", "threads": "2", "gpu": "none", "torch": "2", "python": "3", "system": "Linux"}
+    peaks = {"fp32": 1e11, "bf16": 2e11, "bytes": 1e10}
+    missing = {"case": benchmarks[0]["extra_info"]["case"], "contestant": "PEFT", "reason": "no peft", "wrong": False}
+    memory = [{"kind": "linear", "shape": "tiny", "contestant": "eager bmm", "B": b, "bytes": b << 20} for b in (1, 4)]
+    return {
+        "datetime": "2026-01-02T03:04:05",
+        "machine_info": {"cora": machine | {"peaks": peaks}},
+        "benchmarks": benchmarks,
+        "not_run": [missing],
+        "memory": memory,
+    }
+
+
+def test_verdicts_and_losses() -> None:
+    fast, slow = run_of(ours=0.8, peer=1.5), run_of(ours=2.0, peer=1.5)
+    assert not not_first(fast) and len(not_first(slow)) == len(linears(slow))
+    judged = {verdict.what: verdict for verdict in verdicts(fast)}
+    mean = judged["forward fp32 / floor, mean of 4 shapes"]
+    assert mean.measured == pytest.approx(0.8) and mean.met is True
+    assert judged["forward bf16 / floor, worst shape"].met is None
+    assert [verdict.met for verdict in verdicts(slow) if verdict.measured is not None] == [False, False]
+
+
+def test_the_report_writes_tables_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "run.json"
+    source.write_text(json.dumps(run_of(ours=2.0, peer=1.5)), encoding="utf-8")
+    main([str(source), "--out", str(tmp_path / "results")])
+    name = "some-cpu-2-threads-2026-01-02"
+    written = {path.name for path in (tmp_path / "results").iterdir()}
+    kinds = ("retention", "roofline", "growth", "memory")
+    assert written == {f"{name}.json", f"{name}.md", *(f"{name}-{kind}.png" for kind in kinds)}
+    text = (tmp_path / "results" / f"{name}.md").read_text(encoding="utf-8")
+    assert "no peft" in text and "not first: SmolLM2-135M up" in text and "GPU results are absent" in text
+    assert "not first" in capsys.readouterr().out
