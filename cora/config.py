@@ -25,8 +25,8 @@ class CoRAConfig:
     target_modules     names, or ends of names, of the adapted linears; layers: their layers, None for all
     generator          what makes A of the embeddings of user and item: "mlp" (small) or "qformer" (as published)
     generator_dropout  inside the generator, in training
-    user_dropout       share of samples whose user is taken for unknown in training: vectors have memorised the rows
-                       they were trained on, and users never seen must be served too
+    user_dropout       share of samples whose user is taken for unknown in training: for vectors that have memorised
+                       the rows they were trained on
     tokens             qformer: the pair is one key/value token ("joint", as published) or two ("pair")
     num_queries, num_blocks, num_heads, ffn_size, width
                        qformer: queries, blocks, heads, FFN width, model width (None: twice the embeddings')
@@ -49,7 +49,7 @@ class CoRAConfig:
     layers: tuple[int, ...] | None = None
     generator: str = "mlp"
     generator_dropout: float = 0.1
-    user_dropout: float = 0.8
+    user_dropout: float = 0.0
     tokens: str = "joint"
     num_queries: int = 4
     num_blocks: int = 8

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from sklearn.metrics import log_loss, roc_auc_score
+from torch import Tensor
 
+from cora.collaborative import CollaborativeEmbeddings
 from cora.data import PromptCollator, PromptDataset
 
 if TYPE_CHECKING:
     from cora.model import CoRAModel
 
-METHODS = {"mf": "collaborative", "llm": "LLM alone", "cora": "CoRA"}
+METHODS = {"mf": "collaborative", "fold_in": "same, fold-in", "llm": "LLM alone", "cora": "CoRA"}
 _COLUMNS = ("auc", "uauc", "warm_auc", "warm_uauc", "cold_auc", "cold_uauc", "log_loss")
 
 
@@ -21,8 +23,21 @@ def score_prompts(
     """The score of every prompt, float32 [rows], by CoRA or, not `adapted`, by its language model alone."""
     batch = collate([prompts[row] for row in range(len(prompts))])
     ids, mask = (batch[name].to(model.base.device) for name in ("input_ids", "attention_mask"))
-    scores: np.ndarray = model.score(ids, mask, batch["user_ids"], batch["item_ids"], adapted=adapted).cpu().numpy()
-    return scores
+    scores = model.score(
+        ids, mask, batch["user_ids"], batch["item_ids"], adapted=adapted, user_vectors=batch.get("user_vectors")
+    )
+    return np.asarray(scores.cpu())
+
+
+def collaborative_scores(
+    embeddings: CollaborativeEmbeddings, rows: pd.DataFrame, user_vectors: Tensor | None
+) -> pd.DataFrame:
+    """rows with a column mf, <e_u, e_i> of the tables, and fold_in, of user_vectors [rows, d], where they are given."""
+    pairs = rows["user_id"].tolist(), rows["item_id"].tolist()
+    scored = rows.assign(mf=embeddings.score(*pairs).float().numpy())
+    if user_vectors is not None:
+        scored["fold_in"] = embeddings.score(*pairs, user_vectors).float().numpy()
+    return scored
 
 
 def metrics(rows: pd.DataFrame, scores: np.ndarray) -> dict[str, float | None]:

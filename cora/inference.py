@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from cora.base import chosen_dtype, load_tokenizer
-from cora.collaborative import CollaborativeEmbeddings
 from cora.data import PromptCollator, PromptDataset
-from cora.evaluation import score_prompts, summary
+from cora.evaluation import collaborative_scores, score_prompts, summary
 from cora.model import CoRAModel
 from cora.runs import RunConfig, RunFolder
 
@@ -32,9 +32,10 @@ def evaluate(run: str | Path, data: str | None = None, part: str = "test", rows:
         raise ValueError(f"part: {interactions.name} has {', '.join(parts)}, got {part!r}")
     found = config.sampled(parts[part], rows).reset_index(drop=True)
     model, score = _scorer(folder, config, interactions.titles)
-    found["mf"] = inner_products(model.embeddings, found)
+    vectors = config.user_vectors(model.embeddings, found, interactions.frame)
+    found = collaborative_scores(model.embeddings, found, vectors)
     for method, adapted in (("llm", False), ("cora", True)):
-        found[method] = score(found, adapted)
+        found[method] = score(found, vectors, adapted)
     return {"part": part} | summary(found)
 
 
@@ -63,10 +64,16 @@ def recommend(run: str | Path, user: str, top: int = 10, candidates: int = 100) 
     frame = interactions.frame
     chosen = _as_id(user, frame["user_id"])
     model, score = _scorer(folder, config, interactions.titles)
-    rows = _candidates(frame, model.embeddings, chosen, candidates)
+    rows = _unseen(frame, chosen)
+    # Of all rows one and the same past, the whole: the vector of the first is that of all.
+    vectors = config.user_vectors(model.embeddings, rows[:1].assign(timestamp=np.iinfo(np.int64).max), frame)
+    vectors = None if vectors is None else vectors.expand(len(rows), -1)
+    alone = model.embeddings.score(rows["user_id"].tolist(), rows["item_id"].tolist(), vectors).numpy()
+    best = np.argsort(-alone, kind="stable")[:candidates]
+    rows, vectors = rows.iloc[best], None if vectors is None else vectors[: len(best)]
     liked = frame.loc[(frame["user_id"] == chosen) & (frame["label"] == 1), "item_id"].tolist()
     history = liked[max(0, len(liked) - model.config.max_history) :]
-    scores = score(rows.assign(label=0, history=[history] * len(rows)), True)
+    scores = score(rows.assign(label=0, history=[history] * len(rows)), vectors, True)
     best = np.argsort(-scores, kind="stable")[:top]
     table = pd.DataFrame(
         {
@@ -79,34 +86,28 @@ def recommend(run: str | Path, user: str, top: int = 10, candidates: int = 100) 
     return Recommendations([interactions.titles[item] for item in history], table)
 
 
-def inner_products(embeddings: CollaborativeEmbeddings, rows: pd.DataFrame) -> np.ndarray:
-    """<e_u, e_i> of every row, float32 [rows]: the collaborative vectors' own score."""
-    scores: np.ndarray = embeddings.score(rows["user_id"].tolist(), rows["item_id"].tolist()).float().numpy()
-    return scores
-
-
 def _scorer(folder: RunFolder, config: RunConfig, titles: dict[Any, str]) -> tuple[CoRAModel, Any]:
-    """The saved model, and a function from rows with histories, adapted or not, to their scores."""
+    """The saved model, and a function from rows with histories and the vectors of their users, if the table's are not
+    to be used, adapted or not, to their scores."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = CoRAModel.from_pretrained(folder.model, dtype=chosen_dtype(config.dtype, device)).to(device)
     tokenizer = load_tokenizer(config.model)
     collate = PromptCollator(tokenizer)
 
-    def score(rows: pd.DataFrame, adapted: bool) -> np.ndarray:
-        prompts = PromptDataset(rows, titles, tokenizer, model.config.template, model.config.max_length)
+    def score(rows: pd.DataFrame, vectors: Tensor | None, adapted: bool) -> np.ndarray:
+        prompts = PromptDataset(rows, titles, tokenizer, model.config.template, model.config.max_length, vectors)
         return score_prompts(model, prompts, collate, adapted)
 
     return model, score
 
 
-def _candidates(frame: pd.DataFrame, embeddings: CollaborativeEmbeddings, user: Any, count: int) -> pd.DataFrame:
-    """user_id and item_id of the unseen items with the largest <e_u, e_i>, best first."""
+def _unseen(frame: pd.DataFrame, user: Any) -> pd.DataFrame:
+    """user_id and item_id of the items that the user has no row with."""
     seen = set(frame.loc[frame["user_id"] == user, "item_id"].tolist())
     items = [item for item in sorted(set(frame["item_id"].tolist())) if item not in seen]
     if not items:
         raise ValueError(f"user: {user!r} has a row with every item, none is left to recommend")
-    rows = pd.DataFrame({"user_id": [user] * len(items), "item_id": items})
-    return rows.iloc[np.argsort(-inner_products(embeddings, rows), kind="stable")[:count]].reset_index(drop=True)
+    return pd.DataFrame({"user_id": [user] * len(items), "item_id": items})
 
 
 def _as_id(text: str, column: pd.Series) -> Any:

@@ -8,7 +8,15 @@ from torch import Tensor
 Ids = Tensor | Sequence[int] | Sequence[str]
 
 
-def check_batch(input_ids: Tensor, attention_mask: Tensor, user_ids: Ids, item_ids: Ids, labels: Tensor | None) -> None:
+def check_batch(
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    user_ids: Ids,
+    item_ids: Ids,
+    labels: Tensor | None,
+    user_vectors: Tensor | None,
+    dim: int,
+) -> None:
     """Raises ValueError naming the argument that does not fit the others."""
     if input_ids.dim() != 2:
         raise ValueError(f"input_ids: expected [B, T], got {list(input_ids.shape)}")
@@ -26,6 +34,11 @@ def check_batch(input_ids: Tensor, attention_mask: Tensor, user_ids: Ids, item_i
         raise ValueError(f"attention_mask: row {row} is all zero, a prompt without tokens")
     if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
         raise ValueError("attention_mask: expected 0 and 1 only")
+    if user_vectors is not None and (user_vectors.shape != (batch, dim) or not user_vectors.is_floating_point()):
+        raise ValueError(
+            f"user_vectors: expected float [{batch}, {dim}], one per row of input_ids and as wide as the embeddings, "
+            f"got {user_vectors.dtype} {list(user_vectors.shape)}"
+        )
     if labels is not None:
         if labels.shape != (batch,):
             raise ValueError(f"labels: expected [{batch}], one per row of input_ids, got {list(labels.shape)}")

@@ -94,20 +94,22 @@ class CoRAModel(nn.Module):
         user_ids: Ids,
         item_ids: Ids,
         labels: Tensor | None = None,
+        user_vectors: Tensor | None = None,
     ) -> CoRAOutput:
         """The score of each prompt for its user and item, and its loss.
 
         score = logit(yes) - logit(no), or logit(yes) alone, of the next token after the prompt; loss = mean binary
         cross-entropy with logits against labels. input_ids [B, T]; attention_mask [B, T] of 0 and 1, padded left or
         right, None for no padding; user_ids, item_ids: B ids each, int64 tensor or list, as in the embeddings; labels
-        [B] of 0 and 1.
+        [B] of 0 and 1; user_vectors [B, d] float: e_u as of now, from a history encoder or `FoldIn`, in place of the
+        embeddings' rows.
 
         Raises ValueError for shapes that do not fit, for other labels and for a prompt without tokens.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        check_batch(input_ids, attention_mask, user_ids, item_ids, labels)
-        self._adapt(user_ids, item_ids)
+        self._check(input_ids, attention_mask, user_ids, item_ids, user_vectors, labels)
+        self._adapt(user_ids, item_ids, user_vectors)
         logits = self._answer(input_ids, attention_mask)
         loss = None
         if labels is not None:
@@ -116,19 +118,27 @@ class CoRAModel(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, user_ids: Ids, item_ids: Ids, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        user_ids: Ids,
+        item_ids: Ids,
+        user_vectors: Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
         """transformers' generate, adapted to the users and items: [B, T] prompts, padded left. KV cache, beams and
         num_return_sequences work as there; dropout is off."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        check_batch(input_ids, attention_mask, user_ids, item_ids, None)
+        self._check(input_ids, attention_mask, user_ids, item_ids, user_vectors)
         if not bool(attention_mask[:, -1].all()):
             raise ValueError("attention_mask: expected padding on the left, as generation continues the last position")
         settings = kwargs.get("generation_config") or self.base.generation_config
         copies = max(kwargs.get(name) or getattr(settings, name) or 1 for name in ("num_beams", "num_return_sequences"))
         with self._evaluating():
-            self._adapt(repeated(user_ids, copies), repeated(item_ids, copies))
+            vectors = None if user_vectors is None else user_vectors.repeat_interleave(copies, 0)
+            self._adapt(repeated(user_ids, copies), repeated(item_ids, copies), vectors)
             return cast(Any, self.base).generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     @torch.no_grad()
@@ -140,13 +150,14 @@ class CoRAModel(nn.Module):
         item_ids: Ids,
         batch_size: int = 32,
         adapted: bool = True,
+        user_vectors: Tensor | None = None,
     ) -> Tensor:
         """The logits of `forward` for any number of prompts, [N] fp32: in batches of prompts of similar length, each as
         wide as its longest prompt, without autograd and dropout. torch.sigmoid makes probabilities of them. Not
         `adapted`, they are the base model's."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        check_batch(input_ids, attention_mask, user_ids, item_ids, None)
+        self._check(input_ids, attention_mask, user_ids, item_ids, user_vectors)
         scores = torch.empty(len(input_ids), dtype=torch.float32, device=input_ids.device)
         by_length = attention_mask.sum(1).argsort(stable=True).tolist()
         with self._evaluating(), tqdm(total=len(by_length), desc="scores", delay=2) as bar:
@@ -156,7 +167,7 @@ class CoRAModel(nn.Module):
                 columns = slice(int(used[0]), int(used[-1]) + 1)
                 users, items = ([ids[row] for row in rows] for ids in (as_list(user_ids), as_list(item_ids)))
                 if adapted:
-                    self._adapt(users, items)
+                    self._adapt(users, items, None if user_vectors is None else user_vectors[rows])
                 else:
                     self.patch.set_deltas(None)
                 scores[rows] = self._answer(input_ids[rows, columns], attention_mask[rows, columns])
@@ -256,12 +267,18 @@ class CoRAModel(nn.Module):
         answers = answers[:, 0].float()
         return answers[:, 0] - answers[:, 1] if answers.shape[1] == 2 else answers[:, 0]
 
-    def _adapt(self, user_ids: Ids, item_ids: Ids) -> None:
+    def _check(
+        self, ids: Tensor, mask: Tensor, users: Ids, items: Ids, vectors: Tensor | None, labels: Tensor | None = None
+    ) -> None:
+        check_batch(ids, mask, users, items, labels, vectors, self.embeddings.users.shape[1])
+
+    def _adapt(self, user_ids: Ids, item_ids: Ids, user_vectors: Tensor | None = None) -> None:
         """Generates A for each sample and sets it, with P, on the patched linears."""
-        user_rows, item_rows = self.embeddings.lookup_users(user_ids), self.embeddings.lookup_items(item_ids)
+        users = self.embeddings.lookup_users(user_ids) if user_vectors is None else user_vectors.clone()
         if self.training and self.config.user_dropout > 0:
-            user_rows[torch.rand(len(user_rows)) < self.config.user_dropout] = len(self.embeddings.users)
-        pair = self.pairs(user_rows, item_rows)
+            unknown = len(self.embeddings.users) if user_vectors is None else self.pairs.user_mean.to(users)
+            users[torch.rand(len(users)) < self.config.user_dropout] = unknown
+        pair = self.pairs(users, self.embeddings.lookup_items(item_ids))
         with torch.autocast(self.pairs.users.device.type, enabled=False):
             generated = self.generator(*pair)
         deltas = {}

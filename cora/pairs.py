@@ -7,7 +7,7 @@ from cora.collaborative import CollaborativeEmbeddings
 
 
 class Pairs(nn.Module):
-    """(rows of users [B], rows of items [B]) -> e_u [B, d], e_i [B, d], affinity [B], all fp32.
+    """(rows of users [B], or vectors of users [B, d]; rows of items [B]) -> e_u [B, d], e_i [B, d], affinity [B], fp32.
 
     Each table is centred and scaled to unit mean square; the row after the last, of unknown ids, is the mean and hence
     zero. affinity is the inner product of the vectors as they came, what matrix factorisation ranks by, centred and
@@ -16,7 +16,8 @@ class Pairs(nn.Module):
 
     users: Tensor
     items: Tensor
-    user_part: Tensor
+    user_mean: Tensor
+    user_axis: Tensor
     item_part: Tensor
 
     def __init__(self, embeddings: CollaborativeEmbeddings) -> None:
@@ -28,17 +29,16 @@ class Pairs(nn.Module):
         together = ((u.T @ u / len(u)) * (i.T @ i / len(i))).sum()
         deviation = (together + user_part.square().mean() + item_part.square().mean()).sqrt().clamp(min=1e-12)
         sizes = [table.square().mean().sqrt().clamp(min=1e-12) for table in (u, i)]
+        self.user_size = float(sizes[0])
         self.together = float(sizes[0] * sizes[1] / deviation)
-        for name, rows in (
-            ("users", u / sizes[0]),
-            ("items", i / sizes[1]),
-            ("user_part", user_part / deviation),
-            ("item_part", item_part / deviation),
-        ):
+        for name, rows in (("users", u / sizes[0]), ("items", i / sizes[1]), ("item_part", item_part / deviation)):
             self.register_buffer(name, torch.cat([rows, torch.zeros_like(rows[:1])]).float(), persistent=False)
+        self.register_buffer("user_mean", users.mean(0).float(), persistent=False)
+        self.register_buffer("user_axis", (sizes[0] / deviation * items.mean(0)).float(), persistent=False)
 
-    def forward(self, user_rows: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        user_rows, item_rows = user_rows.to(self.users.device), item_rows.to(self.users.device)
-        e_u, e_i = self.users[user_rows], self.items[item_rows]
-        affinity = self.together * (e_u * e_i).sum(-1) + self.user_part[user_rows] + self.item_part[item_rows]
+    def forward(self, users: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        users, item_rows = users.to(self.users.device), item_rows.to(self.users.device)
+        e_u = (users.float() - self.user_mean) / self.user_size if users.is_floating_point() else self.users[users]
+        e_i = self.items[item_rows]
+        affinity = self.together * (e_u * e_i).sum(-1) + e_u @ self.user_axis + self.item_part[item_rows]
         return e_u, e_i, affinity

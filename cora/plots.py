@@ -5,13 +5,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from cora.evaluation import METHODS
 from cora.saving import write_files
 
 _TRAIN, _CORA, _MF = "#7f8c9a", "#0b6fb8", "#c4621a"
 
 
-def training_picture(history: list[dict[str, Any]], mf_auc: float | None, path: Path) -> None:
-    """Loss and validation AUC against steps, as a PNG. history: the Trainer's log; mf_auc: on the same valid rows."""
+def training_picture(history: list[dict[str, Any]], others: dict[str, float], path: Path) -> None:
+    """Loss and validation AUC against steps, as a PNG. history: the Trainer's log; others: AUC of the methods without
+    a language model on the same rows, by their names in METHODS."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, aucs = figure.subplots(1, 2)
     train = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
@@ -21,8 +23,8 @@ def training_picture(history: list[dict[str, Any]], mf_auc: float | None, path: 
     losses.plot(*zip(*valid, strict=True), color=_CORA, marker="o", markersize=3, label="validation")
     losses.set(xlabel="step", ylabel="binary cross-entropy", title="Loss")
     aucs.plot(*zip(*auc, strict=True), color=_CORA, marker="o", markersize=3, label="CoRA (step 0: the LLM alone)")
-    if mf_auc is not None:
-        aucs.axhline(mf_auc, color=_MF, linestyle="--", label="collaborative vectors alone")
+    for style, (name, value) in zip(("--", ":"), others.items(), strict=False):
+        aucs.axhline(value, color=_MF, linestyle=style, label=METHODS[name].strip())
     aucs.set(xlabel="step", ylabel="AUC", title="Validation AUC")
     for axes in (losses, aucs):
         axes.grid(alpha=0.3)

@@ -7,11 +7,14 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from torch import Tensor
 
+from cora.collaborative import CollaborativeEmbeddings, FoldIn, pasts
 from cora.config import CoRAConfig
 from cora.data import Interactions, Splits, add_histories, load_interactions, split
 from cora.saving import write_files
 
+USERS = (None, "fold-in", "table")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -38,7 +41,10 @@ class RunConfig:
     leave_last: int = _option(1, "split leave-last: test rows of each user, and validation rows before them")
     embeddings: str | None = _option(None, "safetensors file of collaborative embeddings; none: matrix factorisation "
                                            "is trained")  # fmt: skip
-    mf_dim: int = _option(64, "width of the vectors of matrix factorisation")
+    users: str | None = _option(None, "vectors of users: fold-in, from what they rated before the row in question, for "
+                                      "vectors whose inner product is the logit of a like; or table, their row of the "
+                                      "embeddings (default: fold-in, but table with --embeddings)")  # fmt: skip
+    mf_dim: int = _option(32, "width of the vectors of matrix factorisation")
     dtype: str = _option("auto", "of the language model: float32, bfloat16, float16, or auto, which is bfloat16 where "
                                  "the device computes it fast")  # fmt: skip
     steps: int = _option(400, "optimiser steps at most")
@@ -72,9 +78,9 @@ class RunConfig:
                 raise TypeError(f"{name}: expected a number, got {value!r}")
             if value < 0 or (value == 0 and name in ("learning_rate", "max_minutes")):
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
-        for name, choices in (("split", ("ratio", "dates", "leave-last")), ("dtype", DTYPES)):
+        for name, choices in (("split", ("ratio", "dates", "leave-last")), ("dtype", DTYPES), ("users", USERS)):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name}: expected one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
         for name in ("cora", "trainer"):
             if not isinstance(getattr(self, name), dict):
                 raise TypeError(f"{name}: expected names with values, got {getattr(self, name)!r}")
@@ -94,6 +100,14 @@ class RunConfig:
             for name, frame in parts.parts().items()
         }
         return Splits(warm["train"], warm["valid"], warm.get("test"))
+
+    def user_vectors(
+        self, embeddings: CollaborativeEmbeddings, rows: pd.DataFrame, known: pd.DataFrame
+    ) -> Tensor | None:
+        """e_u [rows, d] of each row's user as of its time, from the interactions `known`; None for the table's."""
+        if (self.users or ("fold-in" if self.embeddings is None else "table")) == "table":
+            return None
+        return FoldIn(embeddings).vectors(*pasts(rows, known))
 
     def sampled(self, frame: pd.DataFrame, rows: int) -> pd.DataFrame:
         """`rows` rows drawn at random, in their order; all of them for 0 or where there are no more."""

@@ -24,8 +24,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from cora.base import chosen_dtype, load_base, load_tokenizer
 from cora.collaborative import CollaborativeEmbeddings, train_mf
 from cora.data import PromptCollator, PromptDataset, Splits
-from cora.evaluation import metrics, score_prompts, summary
-from cora.inference import inner_products
+from cora.evaluation import collaborative_scores, score_prompts, summary
 from cora.model import CoRAModel
 from cora.plots import training_picture
 from cora.runs import RunConfig, RunFolder
@@ -61,21 +60,22 @@ def train(config: RunConfig, out: str | Path) -> dict[str, Any]:
     part, rows = _rows(config, splits)
     for frame in rows.values():
         # Unknown ids are reported at their first lookup: now, rather than between the lines of a progress bar.
-        inner_products(embeddings, frame)
+        embeddings.score(frame["user_id"].tolist(), frame["item_id"].tolist())
+    vectors = {name: config.user_vectors(embeddings, frame, data.frame) for name, frame in rows.items()}
     prompts = {
-        name: PromptDataset(frame, data.titles, tokenizer, settings.template, settings.max_length)
+        name: PromptDataset(frame, data.titles, tokenizer, settings.template, settings.max_length, vectors[name])
         for name, frame in rows.items()
     }
     collate = PromptCollator(tokenizer)
     found = _earlier_predictions(run, rows[part])
-    found["mf"] = inner_products(embeddings, found)
+    found = collaborative_scores(embeddings, found, vectors[part])
     if "llm" not in found:
         print(f"{len(found)} {part} rows scored by the language model alone")
         found["llm"] = score_prompts(model, prompts[part], collate, adapted=False)
         run.write(run.predictions, found)
     history = _fit(config, run, arguments, model, prompts, collate)
-    mf_auc = metrics(rows["valid"], inner_products(embeddings, rows["valid"]))["auc"]
-    training_picture(history, mf_auc, run.picture)
+    alone = collaborative_scores(embeddings, rows["valid"], vectors["valid"])
+    training_picture(history, {name: one["auc"] for name, one in summary(alone)["methods"].items()}, run.picture)
     print(f"{len(found)} {part} rows scored by CoRA")
     found["cora"] = score_prompts(model, prompts[part], collate)
     run.write(run.predictions, found)

@@ -59,11 +59,12 @@ class CollaborativeEmbeddings:
         """
         return self._item_rows.lookup(ids)
 
-    def score(self, user_ids: Ids, item_ids: Ids) -> Tensor:
-        """<e_u, e_i> [n] of n pairs in the tables' dtype, what matrix factorisation ranks by."""
-        users, items = self.lookup_users(user_ids), self.lookup_items(item_ids)
-        e_u, e_i = (_with_mean(table)[rows] for table, rows in ((self.users, users), (self.items, items)))
-        return (e_u * e_i).sum(1)
+    def score(self, user_ids: Ids, item_ids: Ids, user_vectors: Tensor | None = None) -> Tensor:
+        """<e_u, e_i> [n] of n pairs in the tables' dtype, what matrix factorisation ranks by. user_vectors [n, d]:
+        the e_u, in place of the table's."""
+        if user_vectors is None:
+            user_vectors = _with_mean(self.users)[self.lookup_users(user_ids)]
+        return (user_vectors * _with_mean(self.items)[self.lookup_items(item_ids)]).sum(1)
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file: users [U, d], items [I, d], user_ids and item_ids (int64 [n], or uint8 [n, bytes]

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 class PromptCollator:
     """Items of a `PromptDataset` → one batch, padded to its longest prompt.
 
-    input_ids, attention_mask: int64 [B, T]; user_ids, item_ids: int64 [B], or lists of str; labels: float32 [B].
+    input_ids, attention_mask: int64 [B, T]; user_ids, item_ids: int64 [B], or lists of str; labels: float32 [B];
+    user_vectors [B, d] where the items have them.
     A tokenizer without a pad token pads with its end-of-text token: padding is told by the mask alone.
     Raises ValueError for another padding_side than "left" or "right", and for a tokenizer with neither token.
     """
@@ -35,13 +36,16 @@ class PromptCollator:
             place = slice(0, length) if self.padding_side == "right" else slice(longest - length, longest)
             input_ids[i, place] = torch.tensor(row["input_ids"])
             attention_mask[i, place] = 1
-        return {
+        batch = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "user_ids": _ids([row["user_id"] for row in rows]),
             "item_ids": _ids([row["item_id"] for row in rows]),
             "labels": torch.tensor([row["label"] for row in rows], dtype=torch.float32),
         }
+        if "user_vector" in rows[0]:
+            batch["user_vectors"] = torch.stack([row["user_vector"] for row in rows])
+        return batch
 
 
 def _ids(ids: list) -> "torch.Tensor | list[str]":

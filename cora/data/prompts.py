@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -47,7 +48,8 @@ class PromptTemplate:
 
 
 class PromptDataset(Dataset[dict[str, Any]]):
-    """The prompts of a frame, tokenised: item i is row i, {input_ids: list of int, user_id, item_id, label, length}.
+    """The prompts of a frame, tokenised: item i is row i, {input_ids: list of int, user_id, item_id, label, length}
+    and, where user_vectors [rows, d] are given, user_vector [d].
 
     frame: user_id, item_id, label, history (from `add_histories`); titles: item_id → title.
     Special tokens in front of the text (Llama's BOS) are the tokenizer's own; none follow it, as the answer is read at
@@ -64,6 +66,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         tokenizer: "PreTrainedTokenizerBase",
         template: PromptTemplate | None = None,
         max_length: int = 512,
+        user_vectors: Tensor | None = None,
     ) -> None:
         missing = [column for column in ("user_id", "item_id", "label", "history") if column not in frame]
         if missing:
@@ -76,6 +79,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         self._user_ids = frame["user_id"].tolist()
         self._item_ids = frame["item_id"].tolist()
         self._labels = frame["label"].tolist()
+        self._user_vectors = user_vectors
         used = {item for history in frame["history"] for item in history} | set(self._item_ids)
         untitled = [item for item in used if item not in titles]
         if untitled:
@@ -88,13 +92,14 @@ class PromptDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         tokens = self._tokens[self._offsets[index] : self._offsets[index + 1]].tolist()
-        return {
+        row = {
             "input_ids": tokens,
             "user_id": self._user_ids[index],
             "item_id": self._item_ids[index],
             "label": self._labels[index],
             "length": len(tokens),
         }
+        return row if self._user_vectors is None else row | {"user_vector": self._user_vectors[index]}
 
     @property
     def lengths(self) -> np.ndarray:
