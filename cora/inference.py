@@ -65,6 +65,8 @@ def recommend(run: str | Path, user: str, top: int = 10, candidates: int = 100) 
     chosen = _as_id(user, frame["user_id"])
     model, score = _scorer(folder, config, interactions.titles)
     rows = _unseen(frame, chosen)
+    if not (frame["user_id"] == chosen).any():
+        model.embeddings.lookup_users([chosen])  # which reports it
     # Of all rows one and the same past, the whole: the vector of the first is that of all.
     vectors = config.user_vectors(model.embeddings, rows[:1].assign(timestamp=np.iinfo(np.int64).max), frame)
     vectors = None if vectors is None else vectors.expand(len(rows), -1)

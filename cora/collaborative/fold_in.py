@@ -10,8 +10,9 @@ from tqdm.auto import tqdm
 
 from cora.collaborative.embeddings import CollaborativeEmbeddings, Ids
 
-_STEPS = 12
-_CHUNK = 512
+_MOST_STEPS = 200  # vectors of matrix factorisation take 10
+_CLOSE = 1e-6  # of a standard deviation of the prior
+_CHUNK = 128
 
 
 class FoldIn:
@@ -63,12 +64,14 @@ class FoldIn:
         features, offsets = self._features[past], self._offsets[past]  # [b, t, d], zero where padded
         mode = features.new_zeros(len(rows), features.shape[2])
         unit = torch.eye(features.shape[2], dtype=features.dtype)
-        for _ in range(_STEPS):
+        for _ in range(_MOST_STEPS):
             logits = torch.einsum("btd,bd->bt", features, mode) + offsets
             # log σ(s) >= s/2 - curvature·s²/2 + constant, with equality at s = ±logits; tanh(s/2)/(2s) is 1/4 at 0.
             curvature = torch.where(logits.abs() < 1e-4, 0.25, torch.tanh(logits / 2) / (2 * logits))
             target = torch.einsum("btd,bt->bd", features, liked - 0.5 - curvature * offsets)
-            mode = torch.linalg.solve(features.mT @ (features * curvature[..., None]) + unit, target)
+            before, mode = mode, torch.linalg.solve(features.mT @ (features * curvature[..., None]) + unit, target)
+            if bool(((mode - before).abs() < _CLOSE).all()):
+                break
         return mode @ self._root.T
 
 

@@ -46,7 +46,9 @@ def test_folder_of_a_run(finished: Path, settings: dict[str, Any]) -> None:
     assert run.picture.read_bytes().startswith(b"\x89PNG")
     assert run.config() == RunConfig(**settings)
     found = json.loads(run.metrics.read_text())
-    assert found["part"] == "test" and found["rows"] == 40 and found["methods"].keys() == {"mf", "llm", "cora"}
+    assert (
+        found["part"] == "test" and found["rows"] == 40 and found["methods"].keys() == {"mf", "fold_in", "llm", "cora"}
+    )
     for method in found["methods"].values():
         assert {"auc", "uauc", "warm_auc", "cold_auc", "log_loss"} <= method.keys() and 0 <= method["auc"] <= 1
     steps = [step for step, _ in losses(finished)]
