@@ -299,6 +299,24 @@ def test_unknown_ids_get_the_mean(make_base: Any, build: Build, prompts: Any, pa
 
 
 @torch.no_grad()
+def test_user_vectors_stand_for_the_rows_of_the_table(make_base: Any, build: Build, prompts: Any, pad: Any) -> None:
+    model = build(make_base("llama")).eval()
+    ids, mask = pad(prompts, "left")
+    vectors = model.embeddings.users[model.embeddings.lookup_users(USERS)]
+    by_table, other = model(ids, mask, USERS, ITEMS).logits, vectors.flip(0)
+    close = dict(atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model(ids, mask, USERS, ITEMS, user_vectors=vectors).logits, by_table, **close)
+    changed = model(ids, mask, USERS, ITEMS, user_vectors=other).logits
+    assert not torch.allclose(changed, by_table, **close)
+    scored = model.score(ids, mask, USERS, ITEMS, batch_size=2, user_vectors=other)
+    torch.testing.assert_close(scored, changed, **close)
+    seen: list[torch.Tensor] = []
+    model.generator.register_forward_pre_hook(lambda _, pair: seen.append(pair[0]))
+    model.generate(ids, mask, user_ids=USERS, item_ids=ITEMS, user_vectors=vectors, max_new_tokens=1, num_beams=2)
+    torch.testing.assert_close(seen[0], model.pairs.users[model.embeddings.lookup_users(USERS)].repeat_interleave(2, 0))
+
+
+@torch.no_grad()
 def test_user_dropout_takes_users_for_unknown_in_training_alone(make_base: Any, build: Build) -> None:
     model = build(make_base("llama"), user_dropout=0.5)
     users, items = USERS[:1].repeat(400), ITEMS[:1].repeat(400)

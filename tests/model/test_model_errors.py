@@ -64,6 +64,8 @@ FORWARD_ERRORS: list[tuple[str, dict[str, Any], str]] = [
     ("mask-4d", dict(attention_mask=torch.ones(2, 1, 3, 3)), r"attention_mask: .* got \[2, 1, 3, 3\]"),
     ("mask-values", dict(attention_mask=torch.tensor([[1, 2, 1], [1, 1, 1]])), "attention_mask: expected 0 and 1 only"),
     ("empty-prompt", dict(attention_mask=torch.tensor([[1, 1, 1], [0, 0, 0]])), "attention_mask: row 1 is all zero"),
+    ("vectors", dict(user_vectors=torch.zeros(2, 7)), r"user_vectors: expected float \[2, 8\], .* float32 \[2, 7\]"),
+    ("vectors-dtype", dict(user_vectors=torch.zeros(2, 8).int()), r"user_vectors: expected float \[2, 8\], .* int32"),
     ("users", dict(user_ids=[1]), r"user_ids: expected \[2\], one per row of input_ids, got \[1\]"),
     ("items", dict(item_ids=torch.ones(3, dtype=torch.long)), r"item_ids: expected \[2\], .* got \[3\]"),
     ("items-2d", dict(item_ids=torch.ones(2, 1, dtype=torch.long)), r"item_ids: expected \[2\], .* got \[2, 1\]"),
