@@ -23,8 +23,8 @@ __device__ inline void store_number(void* to, int64_t at, float value, bool is_f
 }
 
 template <typename T, int R>
-__global__ void __launch_bounds__(kThreads) outer_kernel(const __grid_constant__ Outer p) {
-  constexpr int kWide = BM * BP * 2, kStage = kWide + BM * R * 2, kEach = cdiv(BM * R / 8, kThreads),
+__global__ void __launch_bounds__(kThreads, 2) outer_kernel(const __grid_constant__ Outer p) {
+  constexpr int kWide = BM * BP * 2, kStage = kWide + BM * R * 2, kEach = cdiv(BM * R / 4, kThreads),
                 MT = BP / kWarps / 16;
   extern __shared__ __align__(128) char shared[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -47,19 +47,21 @@ __global__ void __launch_bounds__(kThreads) outer_kernel(const __grid_constant__
                  chunk_there && m + r < last);
     }
   };
-  Chunk chunks[kEach];
+  // By fours: eight numbers in fp32 are two loads, each of half a sector, and neighbours would leave the other halves.
+  Numbers<4> fours[kEach];
   const auto fetch = [&](int m) {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const int at = threadIdx.x + i * kThreads, r = m + at / (R / 8);
-      chunks[i] = load_chunk(p.narrow, 0, r, r < last, rank_first + at % (R / 8) * 8, p.rank);
+      const int at = threadIdx.x + i * kThreads, r = m + at / (R / 4);
+      fours[i] = load_chunk<4>(p.narrow, 0, r, r < last, rank_first + at % (R / 4) * 4, p.rank);
     }
   };
   const auto store = [&](char* stage) {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int at = threadIdx.x + i * kThreads;
-      store_chunk<T>(stage + kWide + swizzled<R / 8>(at / (R / 8), at % (R / 8)), chunks[i], p.narrow);
+      char* const to = stage + kWide + swizzled<R / 8>(at / (R / 4), at / 2 % (R / 8)) + at % 2 * 8;
+      store_chunk<T>(to, fours[i], p.narrow);
     }
   };
 

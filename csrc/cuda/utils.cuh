@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "types.h"
 
@@ -146,22 +147,32 @@ __device__ inline void load_right(uint32_t (&to)[2], uint32_t tile, int n, int k
 // ---- chunks of factors: eight neighbours in a row of a factor of any strides, in fp32 or 16 bits
 
 // As loaded: eight 16-bit numbers in four registers, or eight registers of one number each.
-struct Chunk {
-  uint32_t bits[8];
+template <int N>
+struct Numbers {
+  uint32_t bits[N];
 };
+using Chunk = Numbers<8>;
 
-// The numbers inner:inner+8 of row `outer`; zeros from `inner_end` on and where the row is not there.
-__device__ inline Chunk load_chunk(const Factor& f, int64_t sample, int outer, bool there, int inner, int inner_end) {
-  Chunk chunk = {};
+// The numbers inner:inner+N of row `outer`, N 8 or 4; zeros from `inner_end` on and where the row is not there.
+template <int N = 8>
+__device__ inline Numbers<N> load_chunk(const Factor& f, int64_t sample, int outer, bool there, int inner,
+                                        int inner_end) {
+  Numbers<N> chunk = {};
   const int64_t at = sample * f.sample_stride + outer * f.outer_stride + inner * f.inner_stride;
   if (!there || inner >= inner_end) return chunk;
   if (f.sixteen_bytes) {
-    const uint4* from = reinterpret_cast<const uint4*>(static_cast<const char*>(f.data) + at * (f.is_fp32 ? 4 : 2));
-    *reinterpret_cast<uint4*>(chunk.bits) = __ldg(from);
-    if (f.is_fp32) *reinterpret_cast<uint4*>(chunk.bits + 4) = __ldg(from + 1);
+    const char* from = static_cast<const char*>(f.data) + at * (f.is_fp32 ? 4 : 2);
+    if (N == 4 && !f.is_fp32) {
+      *reinterpret_cast<uint2*>(chunk.bits) = __ldg(reinterpret_cast<const uint2*>(from));
+    } else {
+      *reinterpret_cast<uint4*>(chunk.bits) = __ldg(reinterpret_cast<const uint4*>(from));
+    }
+    if (N == 8 && f.is_fp32) {
+      *reinterpret_cast<uint4*>(chunk.bits + N / 2) = __ldg(reinterpret_cast<const uint4*>(from) + 1);
+    }
   } else {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < N; ++i) {
       if (inner + i >= inner_end) break;
       const int64_t offset = at + i * f.inner_stride;
       chunk.bits[i] = f.is_fp32 ? __ldg(static_cast<const uint32_t*>(f.data) + offset)
@@ -184,20 +195,20 @@ __device__ inline void to_floats(float (&to)[8], const Chunk& chunk, const Facto
   }
 }
 
-// Rounded to T, at a chunk of a tile.
-template <typename T>
-__device__ inline void store_chunk(char* to, const Chunk& chunk, const Factor& f) {
-  uint4 packed;
+// Rounded to T, at a chunk of a tile or a half of one.
+template <typename T, int N>
+__device__ inline void store_chunk(char* to, const Numbers<N>& chunk, const Factor& f) {
+  std::conditional_t<N == 8, uint4, uint2> packed;
   uint32_t* out = reinterpret_cast<uint32_t*>(&packed);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < N / 2; ++i) {
     if (f.is_fp32) {
       out[i] = pack<T>(__uint_as_float(chunk.bits[2 * i]), __uint_as_float(chunk.bits[2 * i + 1]));
     } else {
       out[i] = f.sixteen_bytes ? chunk.bits[i] : chunk.bits[2 * i] | chunk.bits[2 * i + 1] << 16;
     }
   }
-  *reinterpret_cast<uint4*>(to) = packed;
+  *reinterpret_cast<decltype(packed)*>(to) = packed;
 }
 
 // The chunks 0:count of a tile, chunk `at` as load(at) gives it; four loads are under way before the first is stored.
