@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO := --steps 120 --eval-every 30 --valid-rows 300 --test-rows 800 --max-minutes 9 \
   --cora max_history=5 --cora 'layers=[15,16,17,18,19,20,21,22,23,24,25,26,27,28,29]'
 
-.PHONY: demo test test-all lint format sanitize cuda-build clean
+.PHONY: demo test test-all bench lint format sanitize cuda-build clean
 
 demo: $(READY)
 	$(BIN)/cora train --model smollm2-135m --data movielens-100k --out runs/demo $(DEMO)
@@ -19,6 +19,12 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n auto -m "slow or not slow"
+
+# Table and pictures of this machine go to bench/results, beside those of others.
+bench: $(READY)
+	mkdir -p build
+	$(BIN)/python -m pytest bench -q --benchmark-json=build/bench.json --benchmark-disable-gc --benchmark-columns=median
+	$(BIN)/python -m bench.report build/bench.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

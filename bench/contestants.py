@@ -247,6 +247,8 @@ CONTESTANTS: tuple[Contestant, ...] = (
     Contestant("vmap", "torch.func.vmap of one sample", _padded(_vmap)),
     Contestant("unsloth", "fast_lora", _gpu_peer("unsloth", "fast_lora has one adapter for the whole batch")),
     Contestant("LoRAFusion", "fused", _gpu_peer("lorafusion", "at most 4 adapters, segments padded to 128 rows")),
+    Contestant("vLLM", "lora_shrink, lora_expand", _gpu_peer("vllm", "reads slots of loaded adapters; no backward")),
+    Contestant("liger", "fused ops", _gpu_peer("liger_kernel", "has no kernel of a linear with low-rank factors")),
     *(
         Contestant(f"ours: {name}", f"cora_kernels, backend {name!r}", _ours(name), ours=True)
         for name in ("cpu", "triton", "cuda", "chain")
