@@ -151,7 +151,8 @@ def test_the_bypass_is_the_merged_weight(base: PreTrainedModel, build: Build, pr
         theirs.append(last[YES] - last[NO])
     frozen = full_logits(plain, ids, mask)[:, -1]
     torch.testing.assert_close(ours, torch.stack(theirs), atol=3e-5, rtol=1e-4)
-    assert (ours - (frozen[:, YES] - frozen[:, NO])).abs().min() > 1e-2
+    # One number per sample can stay where it was by chance; the samples together cannot.
+    assert (ours - (frozen[:, YES] - frozen[:, NO])).square().mean().sqrt() > 0.1
 
 
 @torch.no_grad()
