@@ -1,14 +1,16 @@
-"""python -m bench.memory '{"what": ...}': what one call takes beyond its inputs, in a process of its own.
+"""python -m bench.memory '{"what": ...}': what a call takes beyond its inputs, in a process of its own.
 
 On a CPU the growth of the process's resident set while it runs (the kernel's high-water mark, set back before); on a
-GPU torch.cuda.max_memory_allocated. A process of its own, so that nothing is left of an earlier contestant.
+GPU torch.cuda.max_memory_allocated. A process of its own, so that nothing is left of an earlier contestant; in it every
+block of memory is a mapping of its own, or what an earlier call freed would be used again and not be seen. The packed
+copies of a weight that its first call makes are counted, though they are kept.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,19 @@ from bench.contestants import CONTESTANTS, Contestant, Unsupported
 from bench.endtoend import CONTESTANTS as MODELS
 from bench.endtoend import Setting
 from bench.harness import with_backward, without_factors
+from cora_kernels.native import clear_weight_packs
 from cora_kernels.testing import make_inputs
 
-LAYER, LENGTH, RANK = "Llama-3.2-1B q", 128, 16
+LAYER, BATCHES, LENGTH, RANK = "Llama-3.2-1B q", (1, 4, 16, 64), 128, 16
+# glibc's allocator: from this many bytes on a block is a mapping of its own, given back when it is freed.
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def measured(question: dict[str, Any]) -> dict[str, Any]:
-    """The answer of a fresh process: {"bytes": ...}, or {"reason": ...} where there is none."""
+    """The answer of a fresh process: {"bytes": ...} (by batch size of a linear), or {"reason": ...}."""
     command = [sys.executable, "-m", "bench.memory", json.dumps(question)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    folder = Path(__file__).parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ | _ALLOCATOR)
     if done.returncode:
         return {"reason": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -61,7 +67,8 @@ def _status(name: str) -> int:
 
 def _linear(name: str, one: BenchCase, device: str) -> int:
     contestant = next(c for c in CONTESTANTS if c.name == name)
-    _prepared(contestant, replace(one, shape=replace(one.shape, batch=1, length=1)), device)()  # what is loaded once
+    _prepared(contestant, one, device)()  # what is loaded and compiled once
+    clear_weight_packs()
     return peak_of(_prepared(contestant, one, device))
 
 
@@ -76,8 +83,8 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if question["what"] == "linear":
-            one = case(LAYER, question["B"], LENGTH, RANK, BF16, True)
-            return {"bytes": _linear(question["contestant"], one, device)}
+            cases = {batch: case(LAYER, batch, LENGTH, RANK, BF16, True) for batch in BATCHES}
+            return {"bytes": {b: _linear(question["contestant"], one, device) for b, one in cases.items()}}
         run = MODELS[question["contestant"]](Setting.make(device), question["what"])
         return {"bytes": peak_of(run)}
     except Unsupported as reason:

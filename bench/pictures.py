@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from bench.contestants import CONTESTANTS
 from bench.table import Row, linears
@@ -15,6 +16,8 @@ from cora_kernels.cost import GPUS
 _CARD, _INK = "#f6f7f8", "#20262c"
 _PEERS = ["#8a6d3b", "#b5651d", "#7a8b99", "#a05fa0", "#c2a21a", "#d1495b", "#5f7f5f", "#3f6f9f", "#9c7c6c", "#4f9f9f"]
 _MARKS = ["s", "^", "v", "D", "P", "X", "<", ">", "p", "h", "d", "*"]
+# Slower than this share of the floor's speed is drawn at the edge: the rest is what one wants to tell apart.
+_SLOWEST = 0.1
 _OURS = {"ours: cpu": "#005fcc", "ours: triton": "#005fcc", "ours: cuda": "#0a8f5b", "ours: chain": "#5aa9f0"}
 
 
@@ -55,17 +58,19 @@ def _retention(run: dict[str, Any]) -> Figure | None:
     for axes, (kind, chosen) in zip(axes_of, kinds.items(), strict=True):
         for name in _names(chosen):
             points = [(row.ratio(name), i) for i, row in enumerate(chosen)]
-            known = [(1 / ratio, i) for ratio, i in points if ratio is not None]
-            axes.plot(*zip(*known, strict=True), linestyle="", label=name, alpha=0.9, **_marks(name))
+            known = [(max(1 / ratio, _SLOWEST), i) for ratio, i in points if ratio is not None]
+            axes.plot(*zip(*known, strict=True), linestyle="", label=name, alpha=0.9, clip_on=False, **_marks(name))
         predicted = [(value, i) for i, row in enumerate(chosen) if (value := _predicted(run, row)) is not None]
         if predicted:
             axes.plot(*zip(*predicted, strict=True), "|", color=_INK, markersize=12, label="ours, predicted")
         axes.axvline(1.0, color=_INK, linewidth=1)
-        axes.set(xscale="log", ylim=(len(chosen) - 0.4, -0.6))
+        axes.set(xscale="log", xlim=(_SLOWEST, None), ylim=(len(chosen) - 0.4, -0.6))
         axes.set_yticks(range(len(chosen)), [_label(row) for row in chosen], fontsize=8)
         axes.set_title({"forward": "Forward", "train": "Forward + backward"}[kind], loc="left", color=_INK)
         _finish(axes)
-    axes_of[-1].set_xticks([0.02, 0.05, 0.1, 0.2, 0.5, 1, 2], ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2"])
+    ticks = [0.2, 0.3, 0.5, 0.7, 1]
+    axes_of[-1].set_xticks([_SLOWEST, *ticks], [f"≤ {_SLOWEST}", *map(str, ticks)])
+    axes_of[-1].minorticks_off()
     axes_of[-1].set_xlabel("speed against the frozen linear alone (1: the delta is free)")
     _legend(figure, axes_of)
     return figure
@@ -117,11 +122,11 @@ def _growth(run: dict[str, Any]) -> Figure | None:
         ticks = [row.info["sizes"][key] for row in chosen]
         axes.set(xscale="log", yscale="log", xlabel=words[key])
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.minorticks_off()
         sizes = chosen[0].info["sizes"]
         rest = ", ".join(f"{other} {sizes[other]}" for other in ("B", "T", "r") if other != key)
         axes.set_title(f"{chosen[0].info['shape'].split(' B')[0]}, {rest}", loc="left", fontsize=10, color=_INK)
         _finish(axes)
+        _number(axes)
     axes_of[0].set_ylabel("ms, forward + backward")
     _legend(figure, axes_of)
     return figure
@@ -139,9 +144,9 @@ def _memory(run: dict[str, Any]) -> Figure | None:
     ticks = sorted({entry["B"] for entry in entries})
     axes.set(xscale="log", yscale="log", xlabel="samples B", ylabel="MiB at the peak, beyond the inputs")
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
     axes.set_title(entries[0]["shape"], loc="left", fontsize=10, color=_INK)
     _finish(axes)
+    _number(axes)
     _legend(figure, [axes])
     return figure
 
@@ -181,6 +186,15 @@ def _finish(axes: Axes) -> None:
     axes.grid(alpha=0.35)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=_INK)
+
+
+def _number(axes: Axes) -> None:
+    """Plain numbers up a logarithmic axis, at least two of them however short it is."""
+    axes.minorticks_off()
+    low, high = axes.get_ylim()
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _legend(figure: Figure, axes_of: Any) -> None:

@@ -152,7 +152,7 @@ def _absences(run: dict[str, Any]) -> str:
         reasons[key] = reasons.get(key, 0) + 1
     for entry in run["memory"]:
         if "reason" in entry:
-            key = entry["contestant"], f"memory, B {entry['B']}: {entry['reason']}"
+            key = entry["contestant"], entry["reason"]
             reasons[key] = reasons.get(key, 0) + 1
     return _table(["contestant", "cases", "reason"], [[name, str(n), why] for (name, why), n in reasons.items()])
 

@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
+from cora_kernels import native
 from cora_kernels.segments import Segments
 
 
-# Import statements, one function each: backends load on first use, and torch.compile traces no other way to import.
+# Import statements, one function each: the backends that import more than torch, or seldom serve, load on first use,
+# and torch.compile traces no other way to import.
 def _reference() -> ModuleType:
     from cora_kernels import reference
 
@@ -24,8 +27,6 @@ def _chain() -> ModuleType:
 
 
 def _native() -> ModuleType:
-    from cora_kernels import native
-
     return native
 
 
@@ -80,6 +81,12 @@ def use_backend(name: str | None) -> Iterator[None]:
 def backends() -> dict[str, str | None]:
     """Every backend by name, in order of preference: None if this machine can run it, else the reason why not."""
     return {name: load().availability() for name, (load, _) in _BACKENDS.items()}
+
+
+def plain(name: str | None, *call: object) -> bool:
+    """Whether a padded call needs neither checks nor a choice, as "cpu" serves it. call: see `native.fits`."""
+    asked = _choice.name if name is None else name
+    return asked in (None, "cpu") and not torch.compiler.is_compiling() and native.fits(*call)
 
 
 def select(

@@ -41,6 +41,11 @@ def availability() -> str | None:
     return _unavailable
 
 
+def fits(*call: object) -> bool:
+    """Whether x, weights, lora_as, lora_bs, biases, scaling are right and served here as they stand: csrc/fits.h."""
+    return _unavailable is None and _C.fits(*call)
+
+
 def not_supported_reasons(
     x: Tensor, weights: Sequence[Tensor], lora_as: Sequence[Tensor], lora_bs: Sequence[Tensor], segments: Segments
 ) -> list[str]:
@@ -56,7 +61,7 @@ def not_supported_reasons(
 
 
 def shrink(x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments) -> Tensor:
-    return torch.ops.cora_kernels.cpu_shrink(x, a, *_scaling(scaling), segments.cu_seqlens, segments.batch)
+    return torch.ops.cora_kernels.cpu_shrink.default(x, a, *_scaling(scaling), segments.cu_seqlens, segments.batch)
 
 
 def forward(
@@ -69,7 +74,7 @@ def forward(
     segments: Segments,
     s: Sequence[Tensor] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    out = torch.ops.cora_kernels.cpu_forward(
+    out = torch.ops.cora_kernels.cpu_forward.default(
         x,
         list(weights),
         list(lora_as),
@@ -93,7 +98,7 @@ def backward_input(
     need_dx: bool,
     ds: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor | None, list[Tensor]]:
-    out = torch.ops.cora_kernels.cpu_backward_input(
+    out = torch.ops.cora_kernels.cpu_backward_input.default(
         list(gs),
         list(weights) if need_dx else [],
         list(lora_as) if need_dx else [],
@@ -109,7 +114,7 @@ def backward_input(
 
 
 def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: torch.dtype) -> Tensor:
-    return torch.ops.cora_kernels.cpu_outer(u, v, segments.cu_seqlens, segments.batch, per_sample, dtype)
+    return torch.ops.cora_kernels.cpu_outer.default(u, v, segments.cu_seqlens, segments.batch, per_sample, dtype)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import json
 import time
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,20 @@ def test_rounds_are_interleaved_and_the_slow_take_part_in_few() -> None:
     assert {name: len(s) for name, s in samples.items()} == {"floor": 7, "near": 7, "far": 3}
     rounds = [order[6:9], order[9:12], order[12:15]]
     assert all(sorted(names) == sorted(taken) for names in rounds)
-    assert len({names[0] for names in rounds}) > 1
+    assert len({tuple(order[i : i + 2]) for i in range(15, 23, 2)}) > 1
+
+
+def test_a_short_call_is_timed_after_one_of_its_own() -> None:
+    order: list[str] = []
+
+    def clock(run: Any, calls: int) -> float:
+        order.append("timed")
+        return 1.0 if run is runs["long"] else 0.01
+
+    runs = {name: partial(order.append, name) for name in ("long", "short")}
+    interleaved(runs, clock, seconds=0.0, least=5)
+    assert [name for name, after in pairwise(order) if after == "timed" != name] == ["short"] * 5
+    assert "long" not in order
 
 
 def test_cases() -> None:

@@ -3,12 +3,23 @@
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from cora_kernels import backends, dispatch, info, lora_linear, lora_linear_group, reference, use_backend
+from cora_kernels import (
+    backends,
+    dispatch,
+    functional,
+    info,
+    lora_linear,
+    lora_linear_group,
+    native,
+    reference,
+    use_backend,
+)
 from cora_kernels.testing import Case, call, make_inputs, results
 
 
@@ -29,6 +40,7 @@ def spy(monkeypatch):
     spy.availability = lambda: spy.unavailable
     spy.not_supported_reasons = lambda *call: spy.reasons
     monkeypatch.setattr(dispatch, "_BACKENDS", {"spy": (lambda: spy, ("cpu",)), **dispatch._BACKENDS})
+    monkeypatch.setattr(native, "fits", lambda *call: False)
     return spy
 
 
@@ -39,6 +51,33 @@ def test_the_first_that_can_serves(spy):
         vars(spy).update(change)
         call(make_inputs(Case(), requires_grad=False))
         assert spy.calls == ["forward"]
+
+
+@pytest.mark.skipif(native.availability() is not None, reason=f"cpu: {native.availability()}")
+def test_plain_calls_on_the_cpu_skip_checks_and_choice(monkeypatch):
+    def fits(i):
+        return native.fits(i.x, i.weights, i.lora_as, i.lora_bs, i.biases, i.scaling)
+
+    usual = make_inputs(Case(dtype=torch.bfloat16, factor_dtype=torch.float32, n=(40, 8), sample_b=True, bias=True))
+    for inputs in (usual, make_inputs(Case(sample_a=False)), make_inputs(Case(one_a=False, n=(8, 16)))):
+        assert fits(inputs)
+    for case in (Case(tensor_scaling=True), Case(dtype=torch.float64), Case(lengths=(2, 3))):
+        assert not fits(make_inputs(case))
+    for change in ({"x": usual.x.float()}, {"lora_bs": usual.lora_bs[:1]}, {"scaling": True}, {"biases": (None, 0)}):
+        assert not fits(replace(usual, **change))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fits(usual)
+    usual.weights[1].requires_grad_()
+    assert not fits(usual)
+    with torch.no_grad():
+        assert fits(usual)
+
+    monkeypatch.setattr(functional, "_check_x", None)
+    call(make_inputs(Case()))
+    call(make_inputs(Case()), "cpu")
+    for asked in ("reference", "chain"):
+        with pytest.raises(TypeError, match="not callable"):
+            call(make_inputs(Case()), asked)
 
 
 def test_a_backend_asked_for_says_why_it_cannot(spy):

@@ -1,0 +1,66 @@
+#include "fits.h"
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+namespace cora {
+namespace {
+
+using at::Tensor;
+
+// The tensor on the CPU with sizes that are numbers, or null.
+const Tensor* tensor_of(PyObject* object) {
+  if (!THPVariable_Check(object)) return nullptr;
+  const Tensor& t = THPVariable_Unpack(object);
+  const bool plain = t.layout() == at::kStrided && t.device().is_cpu() &&
+                     !t.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
+  return plain ? &t : nullptr;
+}
+
+bool is_low(at::ScalarType dtype) { return dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf; }
+
+// [rows, any] or [batch, rows, any], of a dtype that factors may have.
+bool is_factor(const Tensor* t, int64_t batch, int64_t rows) {
+  return t && is_low(t->scalar_type()) && (t->dim() == 2 || (t->dim() == 3 && t->size(0) == batch)) &&
+         t->size(-2) == rows;
+}
+
+bool is_sequence(pybind11::handle value) { return PyTuple_Check(value.ptr()) || PyList_Check(value.ptr()); }
+
+PyObject* item(pybind11::handle sequence, Py_ssize_t i) { return PySequence_Fast_GET_ITEM(sequence.ptr(), i); }
+
+Py_ssize_t size(pybind11::handle sequence) { return PySequence_Fast_GET_SIZE(sequence.ptr()); }
+
+}  // namespace
+
+bool fits(pybind11::handle x_, pybind11::handle weights, pybind11::handle lora_as, pybind11::handle lora_bs,
+          pybind11::handle biases, pybind11::handle scaling) {
+  const Tensor* x = tensor_of(x_.ptr());
+  if (!x || x->dim() != 3 || !is_low(x->scalar_type()) || at::autocast::is_autocast_enabled(at::kCPU)) return false;
+  if (!PyFloat_Check(scaling.ptr())) return false;
+  if (!is_sequence(weights) || !is_sequence(lora_as) || !is_sequence(lora_bs) || !is_sequence(biases)) return false;
+  const Py_ssize_t n = size(weights), n_a = size(lora_as);
+  if (n == 0 || size(lora_bs) != n || size(biases) != n || (n_a != 1 && n_a != n)) return false;
+
+  const int64_t batch = x->size(0), width = x->size(2);
+  for (Py_ssize_t j = 0; j < n; ++j) {
+    const Tensor* a = tensor_of(item(lora_as, n_a == 1 ? 0 : j));
+    if (!is_factor(a, batch, width) || a->size(-1) == 0) return false;
+    const Tensor* weight = tensor_of(item(weights, j));
+    if (!weight || weight->scalar_type() != x->scalar_type() || weight->dim() != 2 || weight->size(1) != width ||
+        weight->numel() == 0 || (weight->requires_grad() && at::GradMode::is_enabled())) {
+      return false;
+    }
+    const Tensor* b = tensor_of(item(lora_bs, j));
+    if (!is_factor(b, batch, a->size(-1)) || b->size(-1) != weight->size(0)) return false;
+    if (item(biases, j) == Py_None) continue;
+    const Tensor* bias = tensor_of(item(biases, j));
+    if (!bias || bias->scalar_type() != x->scalar_type() || bias->dim() != 1 || bias->size(0) != weight->size(0)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace cora
