@@ -113,7 +113,8 @@ def run(
     weights = [_cast(weight, dtype) for weight in weights]
     biases = [_cast(bias, dtype) for bias in biases]
     ys, ss = kernels.forward(as_rows(x), weights, lora_as, lora_bs, biases, scaling, segments, s)
-    return [y.view(*shape, y.shape[1]) for y in ys], ss
+    # No view: autograd would refuse what F.linear allows, to change the result in place.
+    return [torch.ops.aten._unsafe_view(y, (*shape, y.shape[1])) for y in ys], ss
 
 
 def without_autocast(t: Tensor) -> AbstractContextManager[Any]:

@@ -83,10 +83,10 @@ def backends() -> dict[str, str | None]:
     return {name: load().availability() for name, (load, _) in _BACKENDS.items()}
 
 
-def plain(name: str | None, *call: object) -> bool:
-    """Whether a padded call needs neither checks nor a choice, as "cpu" serves it. call: see `native.fits`."""
+def plain_group(name: str | None, *call: object) -> tuple[Tensor, ...] | None:
+    """What "cpu" makes of a call that needs neither checks nor a choice; or None: `native.plain_group`."""
     asked = _choice.name if name is None else name
-    return asked in (None, "cpu") and not torch.compiler.is_compiling() and native.fits(*call)
+    return native.plain_group(*call) if asked in (None, "cpu") and not torch.compiler.is_compiling() else None
 
 
 def select(

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from cora_kernels import dispatch, native
+from cora_kernels import dispatch
 from cora_kernels.autograd import LoraLinearGroup, autocasts, run, without_autocast
 from cora_kernels.segments import Segments, spans
 
@@ -91,8 +90,10 @@ def _group(
     backend: str | None,
     grouped: bool,
 ) -> tuple[Tensor, ...]:
-    if cu_seqlens is None and dispatch.plain(backend, x, weights, lora_as, lora_bs, biases, scaling):
-        return _apply(native, Segments.of(x, None), scaling, x, weights, lora_as, lora_bs, biases)
+    if cu_seqlens is None:
+        ys = dispatch.plain_group(backend, x, weights, lora_as, lora_bs, biases, scaling)
+        if ys is not None:
+            return ys
     segments = _check_x(x, cu_seqlens)
     autocast = autocasts(x)
     _check_operands(x, weights, lora_as, lora_bs, biases, segments.batch, autocast, grouped)
@@ -101,26 +102,12 @@ def _group(
         x = x.to(torch.get_autocast_dtype(x.device.type))
     kernels = dispatch.select(backend, x, weights, lora_as, lora_bs, segments)
     with without_autocast(x) if autocast else nullcontext():
-        return _apply(kernels, segments, scaling, x, weights, lora_as, lora_bs, biases)
-
-
-def _apply(
-    kernels: ModuleType,
-    segments: Segments,
-    scaling: float | Tensor,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    lora_as: Sequence[Tensor],
-    lora_bs: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-) -> tuple[Tensor, ...]:
-    """With a graph where a gradient is asked for, else without the cost of one."""
-    if torch.is_grad_enabled():
-        for t in (x, scaling, *lora_as, *lora_bs, *biases):
-            if isinstance(t, Tensor) and t.requires_grad:
-                tensors = (*weights, *lora_as, *lora_bs, *biases)
-                return LoraLinearGroup.apply(kernels, len(weights), len(lora_as), segments, scaling, x, *tensors)
-    return tuple(run(kernels, segments, scaling, x, weights, lora_as, lora_bs, biases)[0])
+        if torch.is_grad_enabled():
+            for t in (x, scaling, *lora_as, *lora_bs, *biases):
+                if isinstance(t, Tensor) and t.requires_grad:
+                    tensors = (*weights, *lora_as, *lora_bs, *biases)
+                    return LoraLinearGroup.apply(kernels, len(weights), len(lora_as), segments, scaling, x, *tensors)
+        return tuple(run(kernels, segments, scaling, x, weights, lora_as, lora_bs, biases)[0])
 
 
 def _check_sequences(weights: object, lora_a: object, lora_bs: object, biases: object) -> None:

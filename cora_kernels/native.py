@@ -41,9 +41,12 @@ def availability() -> str | None:
     return _unavailable
 
 
-def fits(*call: object) -> bool:
-    """Whether x, weights, lora_as, lora_bs, biases, scaling are right and served here as they stand: csrc/fits.h."""
-    return _unavailable is None and _C.fits(*call)
+def plain_group(*call: object) -> tuple[Tensor, ...] | None:
+    """lora_linear_group(x, weights, lora_as, lora_bs, biases, scaling) with its backward, all of it in C++; or None.
+
+    None, unless the call is right, padded and served here as it stands: csrc/plain.h.
+    """
+    return None if _unavailable else _C.plain_group(*call)
 
 
 def not_supported_reasons(

@@ -5,7 +5,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/weight_packs.h"
-#include "fits.h"
+#include "plain.h"
 
 namespace cora {
 extern const Kernels* chosen_kernels;
@@ -41,7 +41,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     TORCH_CHECK_VALUE(!name || kernels, "this machine has no kernels for ", name.value_or(""));
     cora::chosen_kernels = kernels;
   });
-  m.def("fits", &cora::fits);
+  m.def("plain_group", &cora::plain_group);
   m.def("keep_packs", &cora::keep_packs);
   m.def("clear_packs", &cora::clear_packs);
   m.def("packs_bytes", &cora::packs_bytes);

@@ -5,6 +5,7 @@
 
 #include "../checks.h"
 #include "lowrank_gemm.h"
+#include "ops.h"
 #include "outer.h"
 #include "views.h"
 #include "weight_packs.h"
@@ -17,8 +18,6 @@ const Kernels* chosen_kernels = nullptr;
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-using Tensors = std::vector<Tensor>;
 
 const Kernels& kernels() {
   const Kernels* kernels = chosen_kernels ? chosen_kernels : find_kernels();
@@ -85,6 +84,8 @@ struct Call {
   }
 };
 
+}  // namespace
+
 Tensor cpu_shrink(const Tensor& x, const Tensor& a, const OptionalTensor& scales, double scaling,
                   const OptionalTensor& cu_seqlens, int64_t batch) {
   check_rows("x", x, x.size(0), x.size(1));
@@ -96,7 +97,6 @@ Tensor cpu_shrink(const Tensor& x, const Tensor& a, const OptionalTensor& scales
   return s;
 }
 
-// The ys, then the computed ss (none where s is given).
 Tensors cpu_forward(const Tensor& x, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
                     const c10::List<OptionalTensor>& biases, const OptionalTensor& scales, double scaling,
                     const OptionalTensor& cu_seqlens, int64_t batch, at::TensorList given) {
@@ -133,7 +133,6 @@ Tensors cpu_forward(const Tensor& x, at::TensorList weights, at::TensorList lora
   return out;
 }
 
-// dx (if weights and lora_as are given), then the n_a computed dss (none where ds is given).
 Tensors cpu_backward_input(at::TensorList gs, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
                            const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens,
                            int64_t batch, int64_t n_a, at::TensorList given) {
@@ -202,8 +201,6 @@ Tensor cpu_outer(const Tensor& u, const Tensor& v, const OptionalTensor& cu_seql
       kernels());
   return out;
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(cora_kernels, CPU, m) {
   m.impl("cpu_shrink", &cpu_shrink);

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cora_kernels import lora_linear, lora_linear_group
+from cora_kernels import lora_linear, lora_linear_group, native
 from cora_kernels.dispatch import select
 from cora_kernels.segments import Segments
 from cora_kernels.testing import Case, Inputs, call, make_inputs, results
@@ -83,6 +83,7 @@ def test_saves_only_what_the_gradients_asked_for_need(backend, serves):
 def test_computes_only_the_gradients_asked_for(backend, serves, monkeypatch):
     inputs = make_inputs(Case(n=(40, 8), sample_b=True))
     serves(inputs)
+    monkeypatch.setattr(native, "plain_group", lambda *call: None)  # which is C++: tests/kernels/test_native.py
     kernels, calls = _kernels(backend, inputs), []
     for name in ("backward_input", "outer"):
         original = getattr(kernels, name)
@@ -105,6 +106,17 @@ def test_computes_only_the_gradients_asked_for(backend, serves, monkeypatch):
         calls.clear()
         results(lambda i: call(i, backend), inputs)
         assert calls == expected[wanted], wanted
+
+
+@pytest.mark.parametrize("case", [PADDED, PACKED, replace(PADDED, tensor_scaling=True)], ids=str)
+def test_outputs_may_be_changed_in_place(case, backend, serves):
+    inputs = make_inputs(case)
+    serves(inputs)
+
+    def doubled(change):
+        return torch.autograd.grad(sum(change(y).sum() for y in call(inputs, backend)), inputs.x)[0]
+
+    assert torch.equal(doubled(lambda y: y.mul_(2)), doubled(lambda y: y * 2))
 
 
 def test_inputs_are_not_written(backend, serves):

@@ -40,7 +40,7 @@ def spy(monkeypatch):
     spy.availability = lambda: spy.unavailable
     spy.not_supported_reasons = lambda *call: spy.reasons
     monkeypatch.setattr(dispatch, "_BACKENDS", {"spy": (lambda: spy, ("cpu",)), **dispatch._BACKENDS})
-    monkeypatch.setattr(native, "fits", lambda *call: False)
+    monkeypatch.setattr(native, "plain_group", lambda *call: None)
     return spy
 
 
@@ -56,7 +56,7 @@ def test_the_first_that_can_serves(spy):
 @pytest.mark.skipif(native.availability() is not None, reason=f"cpu: {native.availability()}")
 def test_plain_calls_on_the_cpu_skip_checks_and_choice(monkeypatch):
     def fits(i):
-        return native.fits(i.x, i.weights, i.lora_as, i.lora_bs, i.biases, i.scaling)
+        return native.plain_group(i.x, i.weights, i.lora_as, i.lora_bs, i.biases, i.scaling) is not None
 
     usual = make_inputs(Case(dtype=torch.bfloat16, factor_dtype=torch.float32, n=(40, 8), sample_b=True, bias=True))
     for inputs in (usual, make_inputs(Case(sample_a=False)), make_inputs(Case(one_a=False, n=(8, 16)))):

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cora_kernels
-from cora_kernels import native
+from cora_kernels import lora_linear, native
 from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
 
 pytestmark = pytest.mark.skipif(native.availability() is not None, reason=f"cpu: {native.availability()}")
@@ -61,6 +63,59 @@ def expected(weight):
 @pytest.mark.parametrize("case", VARIETY, ids=str)
 def test_every_instruction_set(case, isa, poison):
     assert_correct(make_inputs(case), "cpu")
+
+
+def test_computes_only_the_gradients_asked_for():
+    inputs = make_inputs(Case(n=(40, 8), sample_b=True, bias=True))
+    expected = {
+        "x": ["backward_input"],
+        "lora_a[0]": ["backward_input", "outer"],
+        "lora_b[0]": ["outer"],
+        "lora_b[1]": ["outer"],
+        "bias[0]": [],
+        "bias[1]": [],
+    }
+    leaves = inputs.leaves()
+    assert leaves.keys() == expected.keys()
+    for wanted, kernels in expected.items():
+        for name, leaf in leaves.items():
+            leaf.requires_grad_(name == wanted)
+        with torch.profiler.profile() as profile:
+            results(lambda i: call(i, "cpu"), inputs)
+        found = [event.name for event in profile.events() if event.name.startswith("cora_kernels::")]
+        assert found == [f"cora_kernels::cpu_{name}" for name in ("forward", *kernels)], wanted
+
+
+@pytest.mark.parametrize("case", [case for case in VARIETY if not (case.lengths or case.tensor_scaling)], ids=str)
+def test_the_backward_in_cpp_and_that_in_python_give_the_same_bits(case, monkeypatch):
+    inputs = make_inputs(replace(case, bias=True))
+    plain = results(lambda i: call(i, "cpu"), inputs)
+    monkeypatch.setattr(native, "plain_group", lambda *call: None)
+    usual = results(lambda i: call(i, "cpu"), inputs)
+    assert plain.keys() == usual.keys()
+    for name, value in plain.items():
+        assert torch.equal(value, usual[name]) and value.dtype == usual[name].dtype, name
+
+
+def test_modes_and_transforms_see_the_ops():
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    names = []
+    inputs = make_inputs(Case(), requires_grad=False)
+    with Seen():
+        call(inputs, "cpu")
+    assert "cora_kernels.cpu_forward.default" in names
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = inputs.map(mode.from_tensor)
+        (y,) = call(fake, "cpu")
+        assert isinstance(y, FakeTensor) and list(y.shape) == [3, 7, 40]
+    with pytest.raises(RuntimeError, match="Batching rule"):
+        torch.func.vmap(lambda x: lora_linear(x, inputs.weights[0], inputs.lora_as[0], inputs.lora_bs[0]))(
+            inputs.x.expand(2, *inputs.x.shape)
+        )
 
 
 def test_an_unknown_instruction_set():

@@ -1,21 +1,29 @@
-#include "fits.h"
+#include "plain.h"
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
+
+#include "autograd.h"
 
 namespace cora {
 namespace {
 
 using at::Tensor;
 
-// The tensor on the CPU with sizes that are numbers, or null.
+// The tensor, if its memory is on the CPU and nothing but torch itself has a say in what happens to it; or null.
 const Tensor* tensor_of(PyObject* object) {
   if (!THPVariable_Check(object)) return nullptr;
   const Tensor& t = THPVariable_Unpack(object);
-  const bool plain = t.layout() == at::kStrided && t.device().is_cpu() &&
-                     !t.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
-  return plain ? &t : nullptr;
+  const auto foreign = c10::DispatchKeySet(c10::DispatchKey::Python) | c10::functorch_transforms_ks;
+  return t.layout() == at::kStrided && t.device().is_cpu() && !t.key_set().has_any(foreign) ? &t : nullptr;
+}
+
+// A mode that would see the ops, autocast, or a function transform.
+bool is_watched() {
+  return at::autocast::is_autocast_enabled(at::kCPU) || c10::impl::TorchDispatchModeTLS::any_modes_set() ||
+         c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
 
 bool is_low(at::ScalarType dtype) { return dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf; }
@@ -32,13 +40,18 @@ PyObject* item(pybind11::handle sequence, Py_ssize_t i) { return PySequence_Fast
 
 Py_ssize_t size(pybind11::handle sequence) { return PySequence_Fast_GET_SIZE(sequence.ptr()); }
 
-}  // namespace
+std::vector<Tensor> tensors_of(pybind11::handle sequence) {
+  std::vector<Tensor> tensors;
+  for (Py_ssize_t i = 0; i < size(sequence); ++i) {
+    tensors.push_back(item(sequence, i) == Py_None ? Tensor() : THPVariable_Unpack(item(sequence, i)));
+  }
+  return tensors;
+}
 
-bool fits(pybind11::handle x_, pybind11::handle weights, pybind11::handle lora_as, pybind11::handle lora_bs,
-          pybind11::handle biases, pybind11::handle scaling) {
+bool is_plain(pybind11::handle x_, pybind11::handle weights, pybind11::handle lora_as, pybind11::handle lora_bs,
+              pybind11::handle biases, pybind11::handle scaling) {
   const Tensor* x = tensor_of(x_.ptr());
-  if (!x || x->dim() != 3 || !is_low(x->scalar_type()) || at::autocast::is_autocast_enabled(at::kCPU)) return false;
-  if (!PyFloat_Check(scaling.ptr())) return false;
+  if (!x || x->dim() != 3 || !is_low(x->scalar_type()) || !PyFloat_Check(scaling.ptr()) || is_watched()) return false;
   if (!is_sequence(weights) || !is_sequence(lora_as) || !is_sequence(lora_bs) || !is_sequence(biases)) return false;
   const Py_ssize_t n = size(weights), n_a = size(lora_as);
   if (n == 0 || size(lora_bs) != n || size(biases) != n || (n_a != 1 && n_a != n)) return false;
@@ -61,6 +74,27 @@ bool fits(pybind11::handle x_, pybind11::handle weights, pybind11::handle lora_a
     }
   }
   return true;
+}
+
+}  // namespace
+
+pybind11::object plain_group(pybind11::handle x, pybind11::handle weights, pybind11::handle lora_as,
+                             pybind11::handle lora_bs, pybind11::handle biases, pybind11::handle scaling) {
+  if (!is_plain(x, weights, lora_as, lora_bs, biases, scaling)) return pybind11::none();
+  std::vector<Tensor> ys;
+  {
+    const Tensor& rows = THPVariable_Unpack(x.ptr());
+    const auto frozen = tensors_of(weights), as = tensors_of(lora_as), bs = tensors_of(lora_bs),
+               added = tensors_of(biases);
+    const double scale = PyFloat_AS_DOUBLE(scaling.ptr());
+    const pybind11::gil_scoped_release unlocked;
+    ys = lora_linear_group(rows, frozen, as, bs, added, scale);
+  }
+  pybind11::tuple out(ys.size());
+  for (size_t j = 0; j < ys.size(); ++j) {
+    PyTuple_SET_ITEM(out.ptr(), j, THPVariable_Wrap(std::move(ys[j])));
+  }
+  return out;
 }
 
 }  // namespace cora

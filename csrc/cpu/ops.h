@@ -1,0 +1,31 @@
+// The ops of the CPU backend, as they are registered with torch (bindings.cpp has the schemas).
+#pragma once
+
+#include <ATen/core/List.h>
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <vector>
+
+namespace cora {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using Tensors = std::vector<at::Tensor>;
+
+at::Tensor cpu_shrink(const at::Tensor& x, const at::Tensor& a, const OptionalTensor& scales, double scaling,
+                      const OptionalTensor& cu_seqlens, int64_t batch);
+
+// The ys, then the computed ss (none where s is given).
+Tensors cpu_forward(const at::Tensor& x, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
+                    const c10::List<OptionalTensor>& biases, const OptionalTensor& scales, double scaling,
+                    const OptionalTensor& cu_seqlens, int64_t batch, at::TensorList given);
+
+// dx (if weights and lora_as are given), then the n_a computed dss (none where ds is given).
+Tensors cpu_backward_input(at::TensorList gs, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
+                           const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens,
+                           int64_t batch, int64_t n_a, at::TensorList given);
+
+at::Tensor cpu_outer(const at::Tensor& u, const at::Tensor& v, const OptionalTensor& cu_seqlens, int64_t batch,
+                     bool per_sample, at::ScalarType dtype);
+
+}  // namespace cora
