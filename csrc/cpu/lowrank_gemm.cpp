@@ -14,14 +14,23 @@ constexpr int64_t kMaxBlockRows = 128;
 // once.
 constexpr int64_t kMinRowsPerThread = 64;
 
-int64_t rows_per_block(const LowRankGemm& gemm, int64_t threads) {
+// How many rows a block may have, whole tiles.
+int64_t fitting_rows(const LowRankGemm& gemm) {
   int64_t bytes = 0;
   for (const Rows& rows : gemm.operands)
     bytes += rows.depth * size_of(gemm.dtype);
-  const int64_t fit = std::clamp<int64_t>(kBlockBytes / std::max<int64_t>(bytes, 1), kTileRows, kMaxBlockRows);
-  // Equal blocks, as many for each thread.
-  const int64_t rounds = at::divup(gemm.segments.rows, fit * threads);
-  return round_up(at::divup(gemm.segments.rows, rounds * threads), kTileRows);
+  return std::clamp<int64_t>(kBlockBytes / std::max<int64_t>(bytes, 1) / kTileRows * kTileRows, kTileRows,
+                             kMaxBlockRows);
+}
+
+// Calls block(first, last) for equal blocks of the rows [begin, end), whole tiles of at most `fit` rows.
+template <class Block>
+void for_blocks(int64_t begin, int64_t end, int64_t fit, const Block& block) {
+  for (int64_t left = at::divup(end - begin, fit); left > 0; --left) {
+    const int64_t stop = std::min(end, begin + round_up(at::divup(end - begin, left), kTileRows));
+    block(begin, stop);
+    begin = stop;
+  }
 }
 
 }  // namespace
@@ -34,19 +43,19 @@ void run(const LowRankGemm& gemm, const Kernels& kernels) {
   for (const Output& output : gemm.outputs)
     panels += panels_of(output.cols);
 
+  const int64_t fit = fitting_rows(gemm);
+  const int64_t share = round_up(at::divup(rows, threads), kTileRows);
   if (panels == 0 || threads == 1 || rows >= threads * kMinRowsPerThread) {
-    const int64_t block = rows_per_block(gemm, threads);
-    at::parallel_for(0, at::divup(rows, block), 1, [&](int64_t first, int64_t last) {
-      BlockWorker worker(gemm, kernels, block);
-      for (int64_t i = first; i < last; ++i) {
-        worker.load(i * block, std::min(rows, (i + 1) * block));
+    at::parallel_for(0, at::divup(rows, share), 1, [&](int64_t first, int64_t last) {
+      BlockWorker worker(gemm, kernels, fit);
+      for_blocks(first * share, std::min(rows, last * share), fit, [&](int64_t begin, int64_t end) {
+        worker.load(begin, end);
         worker.shrink();
         worker.expand(0, panels);
-      }
+      });
     });
     return;
   }
-  const int64_t share = round_up(at::divup(rows, threads), kTileRows);
   at::parallel_for(0, at::divup(rows, share), 1, [&](int64_t first, int64_t last) {
     BlockWorker worker(gemm, kernels, share);
     for (int64_t i = first; i < last; ++i) {
@@ -54,13 +63,12 @@ void run(const LowRankGemm& gemm, const Kernels& kernels) {
       worker.shrink();
     }
   });
-  const int64_t block = rows_per_block(gemm, 1);
   at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
-    BlockWorker worker(gemm, kernels, block);
-    for (int64_t begin = 0; begin < rows; begin += block) {
-      worker.load(begin, std::min(rows, begin + block));
+    BlockWorker worker(gemm, kernels, fit);
+    for_blocks(0, rows, fit, [&](int64_t begin, int64_t end) {
+      worker.load(begin, end);
       worker.expand(first, last);
-    }
+    });
   });
 }
 
