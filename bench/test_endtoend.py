@@ -32,7 +32,7 @@ def times() -> Times:
             names = [name for name in CONTESTANTS if problem is None or name != "ours"]
             runs = {name: CONTESTANTS[name](setting, what) for name in names}
             clock = CudaClock() if device == "cuda" else CpuClock()
-            samples = interleaved(runs, clock, seconds=0.0, least=5)
+            samples = interleaved(runs, clock, seconds=0.0, least=4)
             wrong = {"ours": Outcome(problem=problem, wrong=True)}
             known[what] = wrong | {name: Outcome(tuple(s)) for name, s in samples.items()}, setting.tokens
         return known[what]

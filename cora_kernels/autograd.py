@@ -69,6 +69,7 @@ def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     weights = [_cast(weight, gs[0].dtype) for weight in weights]
 
     dx = d_scaling = None
+    dbs: list[Any] | None = None
     dss: list[Any] = [None] * ctx.n_a
     if needs_scaling:
         each = [kernels.shrink(g, b.transpose(-1, -2), 1.0, segments) for g, b in zip(gs, lora_bs, strict=True)]
@@ -78,23 +79,41 @@ def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         if needs_x:
             dx, _ = kernels.backward_input(gs, weights, lora_as, lora_bs, scaling, segments, True, dss)
     elif needs_x or any(needs_as):
-        dx, dss = kernels.backward_input(gs, weights, lora_as, lora_bs, scaling, segments, needs_x)
+        fused = _shrink_outer(ctx, gs, lora_bs, ss, scaling, weights[0].shape[1] if needs_x else None)
+        if fused is None:
+            dx, dss = kernels.backward_input(gs, weights, lora_as, lora_bs, scaling, segments, needs_x)
+        else:
+            (*dss, db) = fused
+            dbs = [db]
+            if needs_x:
+                dx, _ = kernels.backward_input(gs, weights, lora_as, lora_bs, scaling, segments, True, dss)
 
     rows = None if x is None else as_rows(x)
     das = [
         kernels.outer(rows, ds, segments, per_sample, dtype) if needed else None
         for needed, ds, (per_sample, dtype) in zip(needs_as, dss, ctx.as_like, strict=True)
     ]
-    dbs = [
-        kernels.outer(ss[j % len(ss)], gs[j], segments, per_sample, dtype) if needs_bs[j] else None
-        for j, (per_sample, dtype) in enumerate(ctx.bs_like)
-    ]
+    if dbs is None:
+        dbs = [
+            kernels.outer(ss[j % len(ss)], gs[j], segments, per_sample, dtype) if needs_bs[j] else None
+            for j, (per_sample, dtype) in enumerate(ctx.bs_like)
+        ]
     d_biases = [
         g.sum(0, dtype=_accumulator(g)).to(dtype) if needed else None
         for needed, g, dtype in zip(needs_biases, gs, ctx.bias_dtypes, strict=True)
     ]
     dx = None if dx is None else dx.view(*grads[0].shape[:-1], dx.shape[1])
     return None, None, None, None, d_scaling, dx, *([None] * n), *das, *dbs, *d_biases
+
+
+def _shrink_outer(
+    ctx: Any, gs: Sequence[Tensor], lora_bs: Sequence[Tensor], ss: Sequence[Tensor], scaling: Any, width: int | None
+) -> tuple[Tensor, Tensor] | None:
+    """dS and dB of a single linear from one read of g, by a backend that can and where it pays; or None."""
+    kernel = getattr(ctx.kernels, "shrink_outer", None)
+    if kernel is None or ctx.n > 1 or not ctx.needs_input_grad[8]:
+        return None
+    return kernel(gs[0], lora_bs[0], ss[0], scaling, ctx.segments, width, ctx.bs_like[0][1])
 
 
 def run(

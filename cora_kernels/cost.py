@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from cora_kernels import tuned
-from cora_kernels.triton.configs import ONE_PASS_RANK, GemmConfig, gemm_configs
+from cora_kernels.triton.configs import ONE_PASS_RANK, GemmConfig, gemm_configs, shrink_outer_config
 
 LAUNCH_SECONDS = 3e-6
 DECODE_LENGTH = 8
@@ -160,6 +160,27 @@ def outer_launch(problem: Problem, gpu: Gpu) -> Launch:
     p = problem
     moved = p.rows * p.inputs * p.dtype.itemsize + _s_bytes(p) + _factor_bytes(p) - _b_bytes(p)
     return _streamed("outer", gpu, moved, 2 * p.rows * p.inputs * p.rank)
+
+
+def shrink_outer_launch(problem: Problem, gpu: Gpu) -> Launch:
+    """dS and dB of the backward's problem from one read of g; every tile of its columns adds a plane of dS."""
+    p = problem
+    columns = shrink_outer_config(gpu.arch, p.dtype).BP
+    planes = 2 * _cdiv(p.inputs, columns) * _s_bytes(p)
+    moved = p.rows * p.inputs * p.dtype.itemsize + 2 * (_factor_bytes(p) - _b_bytes(p)) + 2 * _s_bytes(p) + planes
+    return _streamed("shrink and outer", gpu, moved, 4 * p.rows * p.inputs * p.rank)
+
+
+def fuses(problem: Problem, gpu: Gpu) -> bool:
+    """Whether dS and dB of the backward's problem are faster from one read of g. Without outputs no dx is wanted."""
+    together = shrink_outer_launch(problem, gpu).seconds + LAUNCH_SECONDS  # of the sum of planes
+    apart = outer_launch(problem, gpu).seconds
+    if problem.outputs:
+        together += choose(problem._replace(s_given=True), gpu, None).seconds
+        apart += choose(problem, gpu, None).seconds
+    else:
+        apart += sum(launch.seconds for launch in _shrink(problem, gpu))
+    return together < apart
 
 
 def _one_pass(p: Problem, gpu: Gpu) -> Plan:

@@ -5,7 +5,19 @@ from typing import NamedTuple, cast
 
 import torch
 
-from cora_kernels.cost import GPUS, Gpu, Launch, Problem, choose, floor, gpu_of, outer_launch
+from cora_kernels.cost import (
+    GPUS,
+    Gpu,
+    Launch,
+    Problem,
+    choose,
+    floor,
+    fuses,
+    gpu_of,
+    outer_launch,
+    shrink_outer_launch,
+)
+from cora_kernels.triton.configs import SHRINK_OUTER_RANK
 
 Shape = tuple[int, int, int, int, int]
 
@@ -68,13 +80,15 @@ def _steps(shape: Shape, gpu: Gpu, dtype: torch.dtype, sample_a: bool, sample_b:
     B, T, K, N, r = shape
     forward = Problem(B * T, K, N, r, B, T, dtype, sample_a, sample_b)
     backward = Problem(B * T, N, K, r, B, T, dtype, sample_b, sample_a)
-    for product, problem in (("y", forward), ("dx", backward)):
+    fused = r <= SHRINK_OUTER_RANK and fuses(backward, gpu)
+    for product, problem in (("y", forward), ("dx", backward._replace(s_given=fused))):
         plan, least = choose(problem, gpu), floor(problem, gpu).seconds
         kernels = tuple(map(_label, plan.launches))
         yield Step(shape, product, plan.way, kernels, plan.bytes, plan.operations, plan.seconds, least)
-    for product, problem in (("dA", forward), ("dB", backward)):
-        launch = outer_launch(problem, gpu)
-        yield Step(shape, product, "outer", ("outer",), launch.bytes, launch.operations, launch.seconds, 0.0)
+    launches = outer_launch(forward, gpu), shrink_outer_launch(backward, gpu) if fused else outer_launch(backward, gpu)
+    for product, launch in zip(("dA", "dB"), launches, strict=True):
+        way = (launch.kernel,)
+        yield Step(shape, product, launch.kernel, way, launch.bytes, launch.operations, launch.seconds, 0.0)
 
 
 def _label(launch: Launch) -> str:

@@ -118,6 +118,19 @@ def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: tor
     return paths.outer(u, v, segments, per_sample, dtype)
 
 
+def shrink_outer(
+    g: Tensor,
+    b: Tensor,
+    s: Tensor,
+    scaling: float | Tensor,
+    segments: Segments,
+    width: int | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor] | None:
+    """Of this backend alone: see `paths.shrink_outer`."""
+    return None if torch.compiler.is_compiling() else paths.shrink_outer(g, b, s, scaling, segments, width, dtype)
+
+
 # For torch.compile, operators: it then traces no launcher, whose choices depend on sizes, and compiles nothing again
 # when only a size changes. A float scaling travels as a tensor on the CPU, whose value is no constant and no wait.
 def _as_tensor(scaling: float | Tensor) -> Tensor:

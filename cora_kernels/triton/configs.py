@@ -79,6 +79,8 @@ _GEMM_FP32 = {
 
 # The largest rank that one pass serves: beyond it S·A costs more per column tile than a second read of x.
 ONE_PASS_RANK = 32
+# The largest rank whose dS and dB come from one read of g: beyond it they fill the registers.
+SHRINK_OUTER_RANK = 32
 
 
 def gemm_configs(arch: str, dtype: torch.dtype, one_pass: bool) -> tuple[GemmConfig, ...]:
@@ -99,6 +101,13 @@ def outer_config(arch: str, dtype: torch.dtype, rank: int) -> OuterConfig:
     num_stages = 2 if arch.startswith("gfx") else 3
     BP = 64 if dtype == torch.float32 or rank > 32 else 128
     return OuterConfig(32 if dtype == torch.float32 else 64, BP, 4, num_stages)
+
+
+def shrink_outer_config(arch: str, dtype: torch.dtype) -> OuterConfig:
+    """Wide tiles of g: each adds a plane of dS."""
+    if dtype == torch.float32:
+        return OuterConfig(32, 64, 4, 2)
+    return OuterConfig(32, 128, 4, 2) if arch.startswith("gfx") else OuterConfig(64, 256, 8, 3)
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -8,12 +8,19 @@ from torch import Tensor
 
 from cora_kernels import cost
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import GemmConfig, outer_config, shrink_config
+from cora_kernels.triton.configs import (
+    SHRINK_OUTER_RANK,
+    GemmConfig,
+    outer_config,
+    shrink_config,
+    shrink_outer_config,
+)
 from cora_kernels.triton.decode import decode
 from cora_kernels.triton.expand import expand
 from cora_kernels.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
 from cora_kernels.triton.outer import outer as launch_outer
 from cora_kernels.triton.shrink import shrink as launch_shrink
+from cora_kernels.triton.shrink_outer import shrink_outer as launch_shrink_outer
 
 
 def shrink(xs: Sequence[Tensor], factors: Sequence[Tensor], scaling: float | Tensor, segments: Segments) -> Tensor:
@@ -27,6 +34,31 @@ def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: tor
     computed = torch.float32 if u.dtype == v.dtype == torch.float32 else torch.bfloat16
     config = outer_config(cost.gpu_of(u.device).arch, computed, min(u.shape[1], v.shape[1]))
     return launch_outer(u, v, segments, per_sample, dtype, config)
+
+
+def shrink_outer(
+    g: Tensor,
+    b: Tensor,
+    s: Tensor,
+    scaling: float | Tensor,
+    segments: Segments,
+    width: int | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor] | None:
+    """dS and dB from one read of g, where the cost rule finds that faster than apart; else None.
+
+    width: the columns of the dx that is wanted too, or None.
+    """
+    gpu = cost.gpu_of(g.device)
+    problem = cost.Problem(
+        *(g.shape[0], g.shape[1], width or 0, b.shape[-2], segments.batch, segments.length, g.dtype),
+        sample_a=b.dim() == 3,
+    )
+    if problem.rank > SHRINK_OUTER_RANK or (isinstance(scaling, Tensor) and b.dim() == 2):
+        return None
+    if not cost.fuses(problem, gpu):
+        return None
+    return launch_shrink_outer(g, b, s, scaling, segments, dtype, shrink_outer_config(gpu.arch, g.dtype))
 
 
 def forward(

@@ -20,13 +20,14 @@ from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import gemm_configs, outer_config, shrink_config
+from cora_kernels.triton.configs import gemm_configs, outer_config, shrink_config, shrink_outer_config
 from cora_kernels.triton.decode import decode
 from cora_kernels.triton.expand import expand
 from cora_kernels.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
 from cora_kernels.triton.outer import outer
 from cora_kernels.triton.planes import sum_planes
 from cora_kernels.triton.shrink import shrink, shrink_fwd_kernel
+from cora_kernels.triton.shrink_outer import shrink_outer, shrink_outer_bwd_kernel
 
 
 class Part(NamedTuple):
@@ -140,6 +141,11 @@ def launches(arch: str) -> Iterator[tuple[str, Launch]]:
                 config = outer_config(arch, dtype, rank)
                 outer(x, _meta(8 * T, rank), packed, True, dtype, config)
                 yield f"outer {name} {config.BM}x{config.BP} rank {rank}", found[-1]
+            config = shrink_outer_config(arch, dtype)
+            for rank in (16, 32):
+                shrink_outer(x, _meta(8, rank, K, dtype=dtype), _meta(8 * T, rank), 1.0, packed, dtype, config)
+                launch = [launch for launch in found if launch.kernel is shrink_outer_bwd_kernel][-1]
+                yield f"shrink_outer {name} {config.BM}x{config.BP} rank {rank}", launch
             expand(s, a.transpose(1, 2), packed, x)
             yield f"expand {name}", found[-1]
             decode(x[:32], a, b, 1.0, Segments(8, 32, 4, None))

@@ -144,9 +144,18 @@ def test_explain_adds_up():
     s, a, b = 4 * 8192 * 16, 2 * 8 * 2048 * 16, 2 * 2048 * 16
     assert y.bytes == (2 * 8192 * 2048 + a + s) + (base + s + b)
     assert y.floor < y.seconds < 1.5 * y.floor
-    dA, dB = found.steps[2], found.steps[3]
-    assert dA.bytes == 2 * 8192 * 2048 + s + a and dB.bytes == 2 * 8192 * 2048 + s + b
+    dx, dA, dB = found.steps[1:4]
+    assert dA.bytes == 2 * 8192 * 2048 + s + a
+    assert dB.way == "shrink and outer" and dB.bytes == 2 * 8192 * 2048 + 2 * b + 2 * s + 2 * 2048 // 256 * s
+    assert dx.way == "two_kernels" and dx.bytes == base + s + a
     assert "8 x 1024, 2048 -> 2048, r 16" in str(found) and len(str(found).splitlines()) == 2 + 8
+
+
+def test_one_read_of_g_serves_both_where_that_is_faster():
+    """Not where one pass computes dS on its way."""
+    wide = Problem(8192, 14336, 4096, 16, 8, 1024, BF16, sample_a=False, sample_b=True)
+    assert cost.fuses(wide, GPUS["A100"]) and cost.fuses(wide._replace(outputs=0), GPUS["A100"])
+    assert not cost.fuses(Problem(8192, 1024, 128, 16, 8, 1024, BF16), GPUS["A100"])
 
 
 @pytest.mark.parametrize("device", ["cpu", "H1", "nonsense"])

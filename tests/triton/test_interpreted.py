@@ -70,6 +70,36 @@ def test_ways(case, way, prefer):
     assert_correct(make_inputs(case), "triton")
 
 
+FUSED = [
+    Case(batch=3, length=5, k=33, n=(65,), r=5, sample_b=True, bias=True),
+    Case(batch=2, length=70, k=24, n=(300,), r=20),
+    Case(lengths=(33, 2, 0, 130), k=48, n=(31,), r=32, sample_b=True),
+    Case(lengths=(1, 0, 4), k=16, n=(257,), r=1, sample_a=False),
+]
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("case", FUSED, ids=str)
+def test_shrink_outer(case, dtype, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cost, "fuses", lambda problem, gpu: asked.append(problem) is None)
+    inputs = make_inputs(replace(case, dtype=dtype))
+    assert_correct(inputs, "triton")
+    first, again = (results(lambda i: call(i, "triton"), inputs) for _ in range(2))
+    assert asked and all(torch.equal(first[name], again[name]) for name in first)
+
+
+@interpreted
+def test_shrink_outer_with_a_scaling_for_each_sample(monkeypatch):
+    """It serves where B is each sample's too, and leaves the others to the two kernels."""
+    monkeypatch.setattr(cost, "fuses", lambda problem, gpu: True)
+    for sample_b in (True, False):
+        inputs = make_inputs(Case(lengths=(3, 0, 40), n=(50,), sample_b=sample_b, tensor_scaling=True))
+        inputs.scaling.requires_grad_(False)
+        assert_correct(inputs, "triton")
+
+
 @interpreted
 @pytest.mark.parametrize("way", WAYS)
 def test_each_way_is_deterministic(way, prefer):

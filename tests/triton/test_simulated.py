@@ -90,6 +90,20 @@ def test_decode(case, ptxsim, prefer):
     assert "decode_fwd_kernel" in [name for name, _ in launches]
 
 
+@pytest.mark.parametrize(
+    "case", [replace(case, dtype=BF16) for case in SHAPES if case.r <= 32 and len(case.n) == 1], ids=str
+)
+def test_shrink_outer(case, ptxsim, monkeypatch):
+    monkeypatch.setattr(cost, "fuses", lambda problem, gpu: True)
+    inputs = make_inputs(case)
+    if case.tensor_scaling:
+        inputs.scaling.requires_grad_(False)
+    with ptxsim.triton_launches(racecheck="raise", initcheck="raise") as launches:
+        assert_correct(inputs, "triton")
+    served = case.sample_b or not case.tensor_scaling
+    assert ("shrink_outer_bwd_kernel" in [name for name, _ in launches]) == served
+
+
 @pytest.mark.parametrize("dtypes", [(FP32, None), (FP32, BF16), (BF16, FP32), (FP16, None)], ids=str)
 @pytest.mark.parametrize("way", WAYS[:2])
 def test_dtypes(dtypes, way, ptxsim, prefer):

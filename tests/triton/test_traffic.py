@@ -1,0 +1,84 @@
+"""Global memory traffic of a linear and its backward, counted: against the design's floor, and the eager way's."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+
+from cora_kernels import explain, lora_linear  # noqa: E402
+from cora_kernels.segments import Segments  # noqa: E402
+from cora_kernels.triton import paths  # noqa: E402
+from cora_kernels.triton.configs import gemm_configs  # noqa: E402
+from cora_kernels.triton.expand import expand  # noqa: E402
+
+SAMPLES, T, K, N, r = 4, 128, 1024, 1024, 16
+M = SAMPLES * T
+
+
+@triton.jit
+def add_kernel(a_ptr, b_ptr, out_ptr, scale, BLOCK: tl.constexpr):
+    """out = scale·a, + b if there is one."""
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = scale * tl.load(a_ptr + o).to(tl.float32)
+    if b_ptr is not None:
+        total += tl.load(b_ptr + o).to(tl.float32)
+    tl.store(out_ptr + o, total.to(out_ptr.dtype.element_ty))
+
+
+def _add(a, b=None, scale=1.0):
+    out = torch.empty_like(a)
+    add_kernel[(a.numel() // 1024,)](a, b, out, scale, BLOCK=1024)
+    return out
+
+
+def _gemm(x, w, segments):
+    """x·w by our GEMM in the same tiles, with an S and B of rank 1 that are next to nothing."""
+    nothing = torch.zeros(x.shape[0], 1), torch.zeros(1, w.shape[1], dtype=x.dtype)
+    return paths.lowrank_gemm(x, w, *nothing, segments, gemm_configs("sm_80", x.dtype, one_pass=False)[2])
+
+
+def _eager(x, weight, a, b, g, segments):
+    """The kernels of F.linear(x, weight) + scaling * (x @ a) @ b and of its backward."""
+    s = paths.shrink([x], [a], 1.0, segments)
+    _add(_gemm(x, weight.t(), segments), _add(expand(s, b, segments, torch.empty_like(g)), scale=0.5))
+    scaled = _add(g, scale=0.5)
+    ds = paths.shrink([scaled], [b.t()], 1.0, segments)
+    paths.outer(s, scaled, segments, True, x.dtype)
+    paths.outer(x, ds, segments, True, x.dtype)
+    _add(_gemm(g, weight, segments), expand(ds, a.transpose(1, 2), segments, torch.empty_like(x)))
+
+
+def touched(launches) -> int:
+    """Bytes of DRAM where every sector travels once a kernel."""
+    return sum(sum(s.unique_read.values()) + sum(s.unique_written.values()) for _, s in launches)
+
+
+def moved(launches) -> int:
+    """Bytes that warps asked of L2, in whole sectors."""
+    return sum(32 * (s.global_load["sectors"] + s.global_store["sectors"]) for _, s in launches)
+
+
+def test_traffic_of_forward_and_backward(ptxsim):
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(*shape):
+        return torch.randn(shape, generator=generator).bfloat16()
+
+    x, weight, a, b, g = tensor(SAMPLES, T, K), tensor(N, K), tensor(SAMPLES, K, r), tensor(r, N), tensor(SAMPLES, T, N)
+    with ptxsim.triton_launches() as ours:
+        leaves = [t.requires_grad_() for t in (x, a, b)]
+        torch.autograd.grad(lora_linear(x, weight, a, b, scaling=0.5, backend="triton"), leaves, g)
+    with ptxsim.triton_launches() as eager, torch.no_grad():
+        _eager(x.view(M, K), weight, a, b, g.view(M, N), Segments(SAMPLES, M, T, None))
+    steps = explain((SAMPLES, T, K, N, r), "A100").steps
+    assert touched(ours) <= 1.10 * sum(step.bytes for step in steps)
+    assert touched(ours) <= 0.65 * touched(eager)
+
+    assert [step.kernels for step in steps[:2]] == [("one pass 64x128x64",)] * 2
+    per_tile = 2 * ((64 + 128) * K + (K + 128) * r + 64 * 128)  # of x and W, A and B, y
+    gemms = [launch for launch in ours if launch[0] == "lowrank_gemm_fwd_kernel"]
+    assert moved(gemms) <= 1.10 * 2 * (M // 64 * N // 128 * per_tile + 4 * M * r)
+    assert moved(ours) <= moved(eager)
