@@ -9,7 +9,7 @@ from cora_kernels.segments import Segments
 from cora_kernels.triton.configs import OuterConfig
 from cora_kernels.triton.launch import device_guard, index_type, precision, rank_block, split_of, walk
 from cora_kernels.triton.planes import sum_planes
-from cora_kernels.triton.tiles import rows_of
+from cora_kernels.triton.tiles import share_of_rows
 
 
 @triton.jit
@@ -38,12 +38,8 @@ def outer_fwd_kernel(
     n_p = tl.cdiv(P, BP)
     i_p = tl.program_id(0) % n_p
     i = tl.program_id(0) // n_p
-    i_split = tl.program_id(1)
     j = tl.program_id(2) * BR
-    start, stop = rows_of(cu_ptr, length, M, i)
-    share = tl.cdiv(tl.cdiv(tl.maximum(stop - start, 0), tl.num_programs(1)), BM) * BM
-    first = start + i_split * share
-    last = tl.minimum(first + share, stop)
+    first, last = share_of_rows(cu_ptr, length, M, i, BM)
 
     o_m = tl.arange(0, BM)
     o_p = tl.arange(0, BP)
@@ -63,7 +59,7 @@ def outer_fwd_kernel(
         b_out = tl.dot(tl.trans(b_wide), b_narrow, b_out, input_precision=PRECISION)
         p_wide += BM * stride_wm
         p_narrow += BM * stride_nm
-    plane = i_split.to(tl.int64) * n_segments + i
+    plane = tl.program_id(1).to(tl.int64) * n_segments + i
     p_out = out_ptr + plane * P * r + column * stride_op + j * stride_or
     o_out = o_p[:, None].to(INDEX) * stride_op + o_r[None, :].to(INDEX) * stride_or
     tl.store(p_out + o_out, b_out.to(out_ptr.dtype.element_ty), mask=m_p[:, None] & m_r[None, :])

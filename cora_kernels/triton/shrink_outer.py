@@ -9,7 +9,7 @@ from cora_kernels.segments import Segments
 from cora_kernels.triton.configs import OuterConfig
 from cora_kernels.triton.launch import device_guard, index_type, precision, rank_block, split_of, walk
 from cora_kernels.triton.planes import sum_planes
-from cora_kernels.triton.tiles import rows_of
+from cora_kernels.triton.tiles import share_of_rows
 
 
 @triton.jit
@@ -43,11 +43,7 @@ def shrink_outer_bwd_kernel(
     n_n = tl.cdiv(N, BN)
     i_n = tl.program_id(0) % n_n
     i = tl.program_id(0) // n_n
-    i_split = tl.program_id(1)
-    start, stop = rows_of(cu_ptr, length, M, i)
-    share = tl.cdiv(tl.cdiv(tl.maximum(stop - start, 0), tl.num_programs(1)), BM) * BM
-    first = start + i_split * share
-    last = tl.minimum(first + share, stop)
+    first, last = share_of_rows(cu_ptr, length, M, i, BM)
 
     o_m = tl.arange(0, BM)
     o_n = tl.arange(0, BN)
@@ -80,7 +76,7 @@ def shrink_outer_bwd_kernel(
         p_g += BM * stride_gm
         p_s += BM * r
         p_ds += BM * r
-    plane = i_split.to(tl.int64) * n_segments + i
+    plane = tl.program_id(1).to(tl.int64) * n_segments + i
     p_db = db_ptr + plane * r * N + column + o_n[:, None] + o_r[None, :].to(tl.int64) * N
     tl.store(p_db, b_db.to(db_ptr.dtype.element_ty), mask=m_n[:, None] & m_r[None, :])
 

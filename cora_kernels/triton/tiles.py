@@ -34,6 +34,15 @@ def rows_of(cu_ptr, length, M, i):
 
 
 @triton.jit
+def share_of_rows(cu_ptr, length, M, i, BM: tl.constexpr):
+    """Of the rows of sample i those of program_id(1), which splits them in whole tiles: first:last, perhaps none."""
+    start, stop = rows_of(cu_ptr, length, M, i)
+    share = tl.cdiv(tl.cdiv(tl.maximum(stop - start, 0), tl.num_programs(1)), BM) * BM
+    first = start + tl.program_id(1) * share
+    return first, tl.minimum(first + share, stop)
+
+
+@triton.jit
 def first_slot(cu_ptr, length, i, BM: tl.constexpr):
     """The number of the first row tile of sample i where tiles do not straddle borders.
 
