@@ -9,11 +9,12 @@ from torch.nn import functional
 
 
 class AnswerHead(nn.Module):
-    """Stands for the output layer `head` of a causal LM: logits of the rows `ids` at one position per sample.
+    """Stands for the output layer `head` of a causal LM: logits of the tokens `ids` at one position per sample.
 
-    hidden [B, T, h], positions [B] -> [B, 1, n], in fp32: bf16 logits of 16 are 1/8 apart, which would tie scores.
-    Whatever the model does to its logits afterwards (scaling, soft capping) it then does to these. While `positions` is
-    None it is `head` itself, so that generation sees the whole vocabulary.
+    hidden [B, T, h], or [1, M, h] where the samples are packed, and rows [B] of hidden as [B · T, h] -> [B, 1, n], in
+    fp32: bf16 logits of 16 are 1/8 apart, which would tie scores. Whatever the model does to its logits afterwards
+    (scaling, soft capping) it then does to these. While `rows` is None it is `head` itself, so that generation sees the
+    whole vocabulary.
     """
 
     ids: Tensor
@@ -21,7 +22,7 @@ class AnswerHead(nn.Module):
     def __init__(self, head: nn.Linear, ids: Sequence[int]) -> None:
         super().__init__()
         self.head = head
-        self.positions: Tensor | None = None
+        self.rows: Tensor | None = None
         self.register_buffer("ids", torch.tensor(ids, device=head.weight.device), persistent=False)
 
     @property
@@ -33,9 +34,9 @@ class AnswerHead(nn.Module):
         return cast("Tensor | None", self.head.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        if self.positions is None:
+        if self.rows is None:
             return cast(Tensor, self.head(hidden))
-        last = hidden[torch.arange(hidden.shape[0], device=hidden.device), self.positions]
+        last = hidden.flatten(0, 1)[self.rows]
         bias = None if self.bias is None else self.bias[self.ids].float()
         with torch.autocast(hidden.device.type, enabled=False):
             return functional.linear(last.float(), self.weight[self.ids].float(), bias)[:, None]

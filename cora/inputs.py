@@ -1,8 +1,9 @@
 """What a call of the model is given: its checks, and what follows from the attention mask."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 Ids = Tensor | Sequence[int] | Sequence[str]
@@ -47,13 +48,35 @@ def check_batch(
             raise ValueError(f"labels: expected 0 and 1 only, got {other}")
 
 
-def padded_right(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens that are no padding first, in their order, [B, T], and the index of the last of them, [B].
+class Prompts(NamedTuple):
+    """Tokens as the base model gets them, and where the answers are read.
 
-    No causal position sees the padding then: attention needs no mask, and positions count from 0.
+    Packed: input_ids and position_ids [1, M], cu_seqlens int32 [B + 1]. Else input_ids [B, T], padded on the right.
+    last: the last token of each prompt [B], as a row of the hidden states [B · T, h] or [M, h].
     """
-    order = attention_mask.argsort(dim=1, descending=True, stable=True)
-    return input_ids.gather(1, order), attention_mask.long().sum(1) - 1
+
+    input_ids: Tensor
+    last: Tensor
+    position_ids: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+
+    @classmethod
+    def packed(cls, input_ids: Tensor, attention_mask: Tensor) -> "Prompts":
+        used = attention_mask.bool()
+        lengths = used.sum(1)
+        ends = lengths.cumsum(0)
+        positions = torch.arange(int(ends[-1]), device=ends.device) - (ends - lengths).repeat_interleave(lengths)
+        cu_seqlens = torch.cat([ends.new_zeros(1), ends]).int()
+        return cls(input_ids[used][None], ends - 1, positions[None], cu_seqlens)
+
+    @classmethod
+    def padded(cls, input_ids: Tensor, attention_mask: Tensor) -> "Prompts":
+        """The tokens that are no padding first, in their order: no causal position sees the padding then, so attention
+        needs no mask, and positions count from 0."""
+        order = attention_mask.argsort(dim=1, descending=True, stable=True)
+        batch, width = input_ids.shape
+        starts = torch.arange(batch, device=order.device) * width
+        return cls(input_ids.gather(1, order), starts + attention_mask.long().sum(1) - 1)
 
 
 def repeated(ids: Ids, copies: int) -> list[Any]:

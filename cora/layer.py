@@ -21,9 +21,10 @@ _HOOKS = (
 class LoRALinear(nn.Module):
     """y = x·Wᵀ + bias + scaling·(x·A)·B, with W and the bias of the frozen linear `base` and the Delta set on it.
 
-    x [B, T, K] -> y [B, T, N]. `base` is an nn.Linear or, `transposed`, one that stores W as [K, N] (GPT-2's Conv1D).
-    `delta` stays until the next `set`: activation checkpointing reads it again in backward. Where it is None the output
-    is that of `base`, for x of any shape. Forward hooks are those of `base`, before, during and after the patch.
+    x [B, T, K] -> y [B, T, N]; where the delta was set with `cu_seqlens`, packed [1, M, K] -> [1, M, N] as well. `base`
+    is an nn.Linear or, `transposed`, one that stores W as [K, N] (GPT-2's Conv1D). `delta` stays until the next `set`:
+    activation checkpointing reads it again in backward. Where it is None the output is that of `base`, for x of any
+    shape. Forward hooks are those of `base`, before, during and after the patch.
 
     Raises RuntimeError in a forward before the first `set`, ValueError for x of another batch size than the delta's.
     """
@@ -36,6 +37,7 @@ class LoRALinear(nn.Module):
         self.out_features, self.in_features = self.frozen_weight.shape
         self.is_set = False
         self.delta: Delta | None = None
+        self.cu_seqlens: Tensor | None = None
         self.group: SiblingGroup | None = None
         self.training = base.training
         for hooks in _HOOKS:
@@ -55,8 +57,9 @@ class LoRALinear(nn.Module):
         """W as [N, K], a view where `base` stores it transposed."""
         return self.weight.t() if self.transposed else self.weight
 
-    def set(self, delta: Delta | None) -> None:
+    def set(self, delta: Delta | None, cu_seqlens: Tensor | None = None) -> None:
         self.delta = delta
+        self.cu_seqlens = cu_seqlens
         self.is_set = True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +76,7 @@ class LoRALinear(nn.Module):
                 f"{self.name}: expected x of shape [B, T, {self.in_features}], got {list(x.shape)}: a linear that does "
                 "not see whole samples (an expert's, say) can have no deltas"
             )
-        if delta.batch is not None and x.shape[0] != delta.batch:
+        if delta.batch is not None and x.shape[0] != delta.batch and self.borders(x) is None:
             raise ValueError(
                 f"{self.name}: x has batch size {x.shape[0]}, the deltas were set for {delta.batch}; call set_deltas "
                 "for every new batch (beam search and num_return_sequences repeat samples: repeat their deltas alike)"
@@ -82,8 +85,17 @@ class LoRALinear(nn.Module):
             return self.group.output(self, x)
         return self.alone(x, delta)
 
+    def borders(self, x: Tensor) -> Tensor | None:
+        """cu_seqlens, if the samples of x are packed: a row of them all, where there are several."""
+        cu_seqlens = self.cu_seqlens
+        return cu_seqlens if cu_seqlens is not None and x.shape[0] == 1 and len(cu_seqlens) != 2 else None
+
     def alone(self, x: Tensor, delta: Delta) -> Tensor:
-        return lora_linear(x, self.frozen_weight, delta.lora_a, delta.lora_b, self.bias, scaling=delta.scaling)
+        operands = self.frozen_weight, delta.lora_a, delta.lora_b, self.bias
+        cu_seqlens = self.borders(x)
+        if cu_seqlens is None:
+            return lora_linear(x, *operands, scaling=delta.scaling)
+        return lora_linear(x[0], *operands, scaling=delta.scaling, cu_seqlens=cu_seqlens)[None]
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}"
@@ -140,15 +152,19 @@ class SiblingGroup:
             return layer.alone(x, delta)
         deltas = [cast(Delta, member.delta) for member in self._together]
         lora_as = [member.lora_a for member in deltas]
+        cu_seqlens = layer.borders(x)
         ys = lora_linear_group(
-            x,
+            x if cu_seqlens is None else x[0],
             [member.frozen_weight for member in self._together],
             lora_as[0] if all(a is lora_as[0] for a in lora_as) else lora_as,
             [member.lora_b for member in deltas],
             [member.bias for member in self._together],
             scaling=delta.scaling,
+            cu_seqlens=cu_seqlens,
         )
-        outputs = {member.name: y for member, y in zip(self._together, ys, strict=True)}
+        outputs = {
+            member.name: y if cu_seqlens is None else y[None] for member, y in zip(self._together, ys, strict=True)
+        }
         y = outputs.pop(layer.name)
         if outputs:
             self._held = _Held(x, _state(x), outputs)

@@ -20,8 +20,9 @@ from cora.config import CoRAConfig
 from cora.deltas import Delta
 from cora.generators import build_generator
 from cora.head import AnswerHead
-from cora.inputs import Ids, as_list, check_batch, padded_right, repeated
+from cora.inputs import Ids, Prompts, as_list, check_batch, repeated
 from cora.layer import LoRALinear
+from cora.packing import Packing, packed_arguments
 from cora.pairs import Pairs
 from cora.patch import patch
 from cora.saving import misfit, write_files
@@ -82,6 +83,7 @@ class CoRAModel(nn.Module):
         self._inputs = list(dict.fromkeys(grouped.get(name, (name,)) for name in self.patch.layers))
         self._trainable = [parameter for parameter in base_model.parameters() if parameter.requires_grad]
         base_model.requires_grad_(False)
+        self._packing = Packing(base_model)
         self._head_name = head_name
         base_model.set_submodule(head_name, AnswerHead(head, cast("tuple[int, ...]", config.answer_ids)))
         self.register_state_dict_post_hook(_drop_base)
@@ -109,8 +111,9 @@ class CoRAModel(nn.Module):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         self._check(input_ids, attention_mask, user_ids, item_ids, user_vectors, labels)
-        self._adapt(user_ids, item_ids, user_vectors)
-        logits = self._answer(input_ids, attention_mask)
+        prompts = self._prompts(input_ids, attention_mask)
+        self._adapt(user_ids, item_ids, user_vectors, prompts.cu_seqlens)
+        logits = self._answer(prompts)
         loss = None
         if labels is not None:
             loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
@@ -166,17 +169,20 @@ class CoRAModel(nn.Module):
                 used = attention_mask[rows].any(0).nonzero()
                 columns = slice(int(used[0]), int(used[-1]) + 1)
                 users, items = ([ids[row] for row in rows] for ids in (as_list(user_ids), as_list(item_ids)))
+                prompts = self._prompts(input_ids[rows, columns], attention_mask[rows, columns])
                 if adapted:
-                    self._adapt(users, items, None if user_vectors is None else user_vectors[rows])
+                    vectors = None if user_vectors is None else user_vectors[rows]
+                    self._adapt(users, items, vectors, prompts.cu_seqlens)
                 else:
                     self.patch.set_deltas(None)
-                scores[rows] = self._answer(input_ids[rows, columns], attention_mask[rows, columns])
+                scores[rows] = self._answer(prompts)
                 bar.update(len(rows))
         return scores
 
     def unpatch(self) -> PreTrainedModel:
         """Gives the base model back as it was before: the very same modules, requires_grad included."""
         self.patch.remove()
+        self._packing.remove()
         head = self.base.get_submodule(self._head_name)
         if isinstance(head, AnswerHead):
             self.base.set_submodule(self._head_name, head.head)
@@ -255,15 +261,22 @@ class CoRAModel(nn.Module):
     def _head(self) -> AnswerHead:
         return cast(AnswerHead, self.base.get_submodule(self._head_name))
 
-    def _answer(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def _prompts(self, input_ids: Tensor, attention_mask: Tensor) -> Prompts:
+        longest = int(attention_mask.sum(1).max()) if len(attention_mask) else 0
+        packs = longest > 0 and self._packing.serves(longest)
+        return (Prompts.packed if packs else Prompts.padded)(input_ids, attention_mask)
+
+    def _answer(self, prompts: Prompts) -> Tensor:
         """The score of every prompt [B] fp32 with the deltas that are set."""
-        input_ids, last = padded_right(input_ids, attention_mask)
+        packed = {}
+        if prompts.position_ids is not None and prompts.cu_seqlens is not None:
+            packed = packed_arguments(prompts.position_ids, prompts.cu_seqlens)
         head = self._head
-        head.positions = last
+        head.rows = prompts.last
         try:
-            answers = self.base(input_ids=input_ids, use_cache=False).logits
+            answers = self.base(input_ids=prompts.input_ids, use_cache=False, **packed).logits
         finally:
-            head.positions = None
+            head.rows = None
         answers = answers[:, 0].float()
         return answers[:, 0] - answers[:, 1] if answers.shape[1] == 2 else answers[:, 0]
 
@@ -272,7 +285,9 @@ class CoRAModel(nn.Module):
     ) -> None:
         check_batch(ids, mask, users, items, labels, vectors, self.embeddings.users.shape[1])
 
-    def _adapt(self, user_ids: Ids, item_ids: Ids, user_vectors: Tensor | None = None) -> None:
+    def _adapt(
+        self, user_ids: Ids, item_ids: Ids, user_vectors: Tensor | None = None, cu_seqlens: Tensor | None = None
+    ) -> None:
         """Generates A for each sample and sets it, with P, on the patched linears."""
         users = self.embeddings.lookup_users(user_ids) if user_vectors is None else user_vectors.clone()
         if self.training and self.config.user_dropout > 0:
@@ -288,7 +303,7 @@ class CoRAModel(nn.Module):
                 lora_a = lora_a * functional.dropout(torch.ones_like(lora_a[..., :1]), self.config.dropout)
             for name in names:
                 deltas[name] = Delta(lora_a, self.projections[_key(name)], self.config.scaling)
-        self.patch.set_deltas(deltas)
+        self.patch.set_deltas(deltas, cu_seqlens)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

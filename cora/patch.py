@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -54,7 +55,9 @@ class Patch:
         for place in places:
             setattr(place.parent, place.child, place.layer)
 
-    def set_deltas(self, deltas: Mapping[str, Delta | tuple[Tensor, ...]] | None) -> None:
+    def set_deltas(
+        self, deltas: Mapping[str, Delta | tuple[Tensor, ...]] | None, cu_seqlens: Tensor | None = None
+    ) -> None:
         """Sets what the patched linears add, until the next call; None asks for the base model's output.
 
         deltas: name -> (lora_a, lora_b) or (lora_a, lora_b, scaling). A name is the full name of a patched linear,
@@ -62,7 +65,8 @@ class Patch:
         fit a linear, the longest holds. A linear that none fits gives its frozen output. lora_a [B, K, r] or shared
         [K, r]; lora_b [B, r, N] or shared [r, N], either with gradients; scaling a float (default 1.0) or a tensor
         [B]. All float dtypes. One B throughout. The tensors are kept, not copied, so that recomputation in backward
-        finds them.
+        finds them. cu_seqlens: int32 [B + 1], as flash attention has it, if the samples may come packed, all in one row
+        of tokens [1, M].
 
         Raises KeyError for a name that fits no patched linear, TypeError for a value that is not such a tuple,
         ValueError for an empty mapping and for wrong shapes, dtypes or devices, RuntimeError once removed; nothing is
@@ -71,8 +75,10 @@ class Patch:
         if self._removed:
             raise RuntimeError("this patch was removed; call cora.patch again")
         chosen = {} if deltas is None else self._choose(deltas)
+        if cu_seqlens is not None:
+            _check_cu_seqlens(cu_seqlens, chosen)
         for name, layer in self.layers.items():
-            layer.set(chosen.get(name))
+            layer.set(chosen.get(name), cu_seqlens)
         for group in self._groups:
             group.plan()
 
@@ -173,6 +179,15 @@ def patch(
     result = Patch(model, places, _groups(places), unmatched)
     print(result)
     return result
+
+
+def _check_cu_seqlens(cu_seqlens: Tensor, chosen: Mapping[str, Delta]) -> None:
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1:
+        got = f"{cu_seqlens.dtype} {list(cu_seqlens.shape)}" if isinstance(cu_seqlens, Tensor) else cu_seqlens
+        raise TypeError(f"cu_seqlens: expected an int32 tensor [B + 1], got {got}")
+    batch = next((delta.batch for delta in chosen.values() if delta.batch is not None), None)
+    if batch is not None and len(cu_seqlens) != batch + 1:
+        raise ValueError(f"cu_seqlens: expected [{batch + 1}], deltas of {batch} samples, got {list(cu_seqlens.shape)}")
 
 
 def _check_arguments(

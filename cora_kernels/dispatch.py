@@ -85,8 +85,12 @@ def backends() -> dict[str, str | None]:
 
 def plain_group(name: str | None, *call: object) -> tuple[Tensor, ...] | None:
     """What "cpu" makes of a call that needs neither checks nor a choice; or None: `native.plain_group`."""
-    asked = _choice.name if name is None else name
-    return native.plain_group(*call) if asked in (None, "cpu") and not torch.compiler.is_compiling() else None
+    return native.plain_group(*call) if asked(name) in (None, "cpu") and not torch.compiler.is_compiling() else None
+
+
+def asked(name: str | None) -> str | None:
+    """The backend named, or that of `use_backend`, or None for the best one."""
+    return _choice.name if name is None else name
 
 
 def select(
@@ -98,8 +102,7 @@ def select(
     segments: Segments,
 ) -> ModuleType:
     """The backend that serves this call: the one asked for (an error says why it cannot), else the first that can."""
-    if name is None:
-        name = _choice.name
+    name = asked(name)
     if name is not None:
         _check_name(name)
         backend = _BACKENDS[name][0]()

@@ -120,6 +120,18 @@ def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: tor
     return torch.ops.cora_kernels.cpu_outer.default(u, v, segments.cu_seqlens, segments.batch, per_sample, dtype)
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """o [M, H, D], and lse [H, M] for its backward."""
+    return torch.ops.cora_kernels.cpu_attention.default(q, k, v, cu_seqlens, scale)
+
+
+def attention_backward(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, cu_seqlens: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv."""
+    return torch.ops.cora_kernels.cpu_attention_backward.default(g, q, k, v, lse, cu_seqlens, scale)
+
+
 @contextmanager
 def weight_packing(enabled: bool) -> Iterator[None]:
     """Inside, packed weights are kept from call to call (the default), or each call packs its own and frees it.
@@ -183,8 +195,18 @@ def _fake_outer(
     return u.new_empty(shape, dtype=dtype)
 
 
+def _fake_attention(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+
+
+def _fake_attention_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
 if _loaded:
     torch.library.register_fake("cora_kernels::cpu_shrink", _fake_shrink)
     torch.library.register_fake("cora_kernels::cpu_forward", _fake_forward)
     torch.library.register_fake("cora_kernels::cpu_backward_input", _fake_backward_input)
     torch.library.register_fake("cora_kernels::cpu_outer", _fake_outer)
+    torch.library.register_fake("cora_kernels::cpu_attention", _fake_attention)
+    torch.library.register_fake("cora_kernels::cpu_attention_backward", _fake_attention_backward)

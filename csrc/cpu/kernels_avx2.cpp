@@ -20,6 +20,8 @@ namespace {
 
 #include "packing.h"
 
+#include "softmax.h"
+
 #include "microkernel.h"
 }  // namespace
 

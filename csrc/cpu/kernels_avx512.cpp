@@ -21,6 +21,8 @@ namespace {
 
 #include "packing.h"
 
+#include "softmax.h"
+
 #include "microkernel.h"
 }  // namespace
 

@@ -22,6 +22,8 @@ namespace {
 
 #include "packing.h"
 
+#include "softmax.h"
+
 #include "microkernel.h"
 }  // namespace
 

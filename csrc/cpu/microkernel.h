@@ -265,5 +265,8 @@ constexpr Kernels table(const char* name) {
           pack,
           convert_row,
           store_row,
-          store_transposed};
+          store_transposed,
+          softmax,
+          softmax_backward,
+          softmax_backward_turned};
 }

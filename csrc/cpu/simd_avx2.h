@@ -9,7 +9,15 @@ constexpr int kBlockVecs = 3;
 inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec set1(float value) { return _mm256_set1_ps(value); }
 inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+// b where either is NaN.
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+// v · 2^n, where `rounded` is 1.5 · 2^23 + n.
+inline Vec times_power_of_two(Vec v, Vec rounded) {
+  const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(rounded), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), n));
+}
 
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }

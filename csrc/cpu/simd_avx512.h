@@ -12,7 +12,15 @@ inline Vec zero() { return _mm512_setzero_ps(); }
 inline Vec set1(float value) { return _mm512_set1_ps(value); }
 inline Vec set1_bits(int32_t bits) { return _mm512_castsi512_ps(_mm512_set1_epi32(bits)); }
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+// b where either is NaN.
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+// v · 2^n, where `rounded` is 1.5 · 2^23 + n.
+inline Vec times_power_of_two(Vec v, Vec rounded) {
+  const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(rounded), 23);
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), n));
+}
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }

@@ -1,0 +1,105 @@
+"""packed_attention: causal attention within each sample of a packed batch: a language model needs no padding then."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cora_kernels import dispatch, native
+from cora_kernels.autograd import autocasts
+from cora_kernels.segments import spans
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, scale: float | None = None) -> Tensor:
+    """o_i = softmax(scale · q_i·k_iᵀ, keys up to the query's own position) · v_i for every sample i and head.
+
+    Args:
+        q: [M, H, D], the rows of all samples one after another. float32, bfloat16, float16 or float64.
+        k, v: [M, G, D] in q's dtype; each of the G heads serves H / G heads of q in a row.
+        cu_seqlens: int32 [B + 1], on q's device: sample i owns the rows cu_seqlens[i]:cu_seqlens[i + 1], perhaps none.
+            It starts at 0, never decreases and ends at M.
+        scale: None is D ** -0.5.
+
+    Returns o [M, H, D] in q's dtype. Differentiable once, in q, k and v. On the CPU a kernel of its own serves, whose
+    products are summed in float32, of which no [T, T] matrix is kept and whose bits are the same for any number of
+    threads; elsewhere, or where `use_backend` names another backend than "cpu", torch's attention, sample by sample.
+    Under autocast q, k and v are cast as for torch's attention.
+
+    Raises TypeError for a wrong type or dtype, ValueError for a wrong shape, device or value.
+
+    Source: Dao et al., FlashAttention (NeurIPS 2022, arXiv 2205.14135), for the backward from the rows' sums.
+    """
+    for name, t in (("q", q), ("k", k), ("v", v), ("cu_seqlens", cu_seqlens)):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(t).__name__}")
+    if autocasts(q):
+        q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))
+    _check(q, k, v, cu_seqlens)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if attention_not_supported_reason(q.dtype, q.device) is None:
+        return _PackedAttention.apply(q, k, v, cu_seqlens, scale)
+    outs = [_of_sample(q[rows], k[rows], v[rows], scale) for rows in spans(cu_seqlens, q.shape[0])]
+    return torch.cat(outs) if outs else torch.empty_like(q)
+
+
+def attention_not_supported_reason(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why torch's attention serves a call of this dtype and device, or None: then it is the kernel."""
+    if dispatch.asked(None) not in (None, "cpu"):
+        return f"use_backend asks for {dispatch.asked(None)!r}"
+    if device.type != "cpu":
+        return f"the kernel runs on the CPU, the tensors are on {device}"
+    if dtype == torch.float64:
+        return "the kernel has no float64"
+    return native.availability()
+
+
+class _PackedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
+        q, k, v = (_unit_stride(t) for t in (q, k, v))
+        out, lse = native.attention(q, k, v, cu_seqlens, scale)
+        ctx.save_for_backward(q, k, v, lse, cu_seqlens)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, lse, cu_seqlens = ctx.saved_tensors
+        return *native.attention_backward(_unit_stride(g), q, k, v, lse, cu_seqlens, ctx.scale), None, None
+
+
+def _of_sample(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+
+
+def _unit_stride(t: Tensor) -> Tensor:
+    return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> None:
+    for name, t in (("q", q), ("k", k), ("v", v)):
+        if t.dtype not in _DTYPES or t.dtype != q.dtype:
+            raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, as q is, got {t.dtype}")
+        if t.dim() != 3 or t.shape[0] != q.shape[0] or t.shape[2] != q.shape[-1] or 0 in t.shape[1:]:
+            raise ValueError(
+                f"{name} must be [M, heads, D] with the M and D of q {list(q.shape)} and no empty dimension but M, got "
+                f"{list(t.shape)}"
+            )
+    if k.shape != v.shape or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"k and v must be of one shape whose heads divide those of q {list(q.shape)}, got {list(k.shape)} and "
+            f"{list(v.shape)}"
+        )
+    if cu_seqlens.dtype != torch.int32:
+        raise TypeError(f"cu_seqlens must be int32, got {cu_seqlens.dtype}")
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
+        raise ValueError(f"cu_seqlens must be [B + 1], got shape {list(cu_seqlens.shape)}")
+    for name, t in (("k", k), ("v", v), ("cu_seqlens", cu_seqlens)):
+        if t.device != q.device:
+            raise ValueError(f"{name} must be on the device of q, {q.device}, got {t.device}")

@@ -1,0 +1,36 @@
+// Causal attention within each sample of a packed batch, for every head:
+//
+//     S = scale · q·kᵀ, keys up to the query's own position      P = softmax(S)      out = P·v
+//     backward: dP = g·vᵀ   dS = P ∘ (dP − rowsum(P ∘ dP))   dq = scale · dS·k   dk = scale · dSᵀ·q   dv = Pᵀ·g
+//
+// S and P exist eight rows at a time; the backward computes them anew, once by queries and once by keys, from the
+// logarithm of each row's sum.
+#pragma once
+
+#include "kernels.h"
+
+namespace cora {
+
+// [M, heads, dim] of unit stride within a head.
+struct Heads {
+  const void* data;
+  int64_t row_stride;
+  int64_t head_stride;
+};
+
+struct Attention {
+  Segments segments;
+  Dtype dtype;
+  // Of queries; each kv_head serves heads / kv_heads of them in a row.
+  int64_t heads, kv_heads, dim;
+  float scale;
+  Heads q, k, v;
+  // [heads, M], log Σ exp of each row of S: written by the forward, read by the backward.
+  float* lse;
+};
+
+// out [M, heads, dim], contiguous, as are the gradients: each like its tensor.
+void run_forward(const Attention& attention, void* out, const Kernels& kernels);
+void run_backward(const Attention& attention, const Heads& g, void* dq, void* dk, void* dv, const Kernels& kernels);
+
+}  // namespace cora

@@ -1,0 +1,94 @@
+// Rows of attention between their two products, over the vector type of simd_*.h. Included as microkernel.h is. What a
+// row holds past its end is not read as a number: it may be anything.
+
+// e^v within 2 units in the last place, for v from -87 (below: about 1e-38) to 88. NaN stays NaN.
+inline Vec exp(Vec v) {
+  constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  // Adding 1.5 · 2^23 rounds to a whole number and leaves it in the low bits.
+  constexpr float kRound = 12582912.f;
+  v = max(set1(-87.f), v);
+  const Vec rounded = fma(v, set1(kLog2E), set1(kRound));
+  const Vec n = add(rounded, set1(-kRound));
+  const Vec f = fma(n, set1(-kLn2Low), fma(n, set1(-kLn2High), v));
+  Vec power = set1(1.f / 5040);
+  for (const float c : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2, 1.f, 1.f})
+    power = fma(power, f, set1(c));
+  return times_power_of_two(power, rounded);
+}
+
+// The lanes [first, last) of v; the others are zero.
+inline Vec lanes_of(Vec v, int64_t first, int64_t last) {
+  if (first <= 0 && last >= kWidth) return v;
+  float lanes[kWidth], kept[kWidth] = {};
+  store(lanes, v);
+  for (int64_t i = first > 0 ? first : 0; i < smaller(last, kWidth); ++i)
+    kept[i] = lanes[i];
+  return load(kept);
+}
+
+inline float sum_of(Vec v) {
+  float lanes[kWidth], sum = 0;
+  store(lanes, v);
+  for (float lane : lanes)
+    sum += lane;
+  return sum;
+}
+
+inline float largest(const float* row, int64_t cols) {
+  Vec most = set1(row[0]);
+  int64_t col = 0;
+  for (; col + kWidth <= cols; col += kWidth)
+    most = max(most, load(row + col));
+  float lanes[kWidth], found = row[0];
+  store(lanes, most);
+  for (float lane : lanes)
+    found = lane > found ? lane : found;
+  for (; col < cols; ++col)
+    found = row[col] > found ? row[col] : found;
+  return found;
+}
+
+inline void store_lanes(void* row, Dtype dtype, int64_t col, Vec v) {
+  store_any(static_cast<char*>(row) + col * size_of(dtype), dtype, v, kWidth);
+}
+
+inline float softmax(float* s, int64_t cols, int64_t width, Dtype dtype, void* p) {
+  const float most = largest(s, cols);
+  Vec sum = zero();
+  for (int64_t col = 0; col < width; col += kWidth) {
+    const Vec e = lanes_of(exp(add(load(s + col), set1(-most))), 0, cols - col);
+    store(s + col, e);
+    sum = add(sum, e);
+  }
+  const float total = sum_of(sum);
+  for (int64_t col = 0; col < width; col += kWidth)
+    store_lanes(p, dtype, col, mul(load(s + col), set1(1.f / total)));
+  return most + __builtin_logf(total);
+}
+
+inline float softmax_backward(float* s, const float* dp, float lse, int64_t cols, int64_t width, Dtype dtype,
+                              void* ds) {
+  Vec sum = zero();
+  for (int64_t col = 0; col < width; col += kWidth) {
+    const Vec p = lanes_of(exp(add(load(s + col), set1(-lse))), 0, cols - col);
+    store(s + col, p);
+    sum = add(sum, lanes_of(mul(p, load(dp + col)), 0, cols - col));
+  }
+  const float delta = sum_of(sum);
+  for (int64_t col = 0; col < width; col += kWidth) {
+    const Vec grad = mul(load(s + col), add(load(dp + col), set1(-delta)));
+    store_lanes(ds, dtype, col, lanes_of(grad, 0, cols - col));
+  }
+  return delta;
+}
+
+inline void softmax_backward_turned(const float* s, const float* dp, const float* lse, const float* delta,
+                                    int64_t first, int64_t cols, Dtype dtype, void* p, void* ds) {
+  const Vec minus = set1(-1.f);
+  for (int64_t col = 0; col < cols; col += kWidth) {
+    const Vec share = exp(fma(load(lse + col), minus, load(s + col)));
+    const Vec grad = mul(share, fma(load(delta + col), minus, load(dp + col)));
+    store_lanes(p, dtype, col, lanes_of(share, first - col, cols - col));
+    store_lanes(ds, dtype, col, lanes_of(grad, first - col, cols - col));
+  }
+}
