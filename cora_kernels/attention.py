@@ -43,7 +43,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, sca
     if attention_not_supported_reason(q.dtype, q.device) is None:
         return _PackedAttention.apply(q, k, v, cu_seqlens, scale)
     outs = [_of_sample(q[rows], k[rows], v[rows], scale) for rows in spans(cu_seqlens, q.shape[0])]
-    return torch.cat(outs) if outs else torch.empty_like(q)
+    return torch.cat(outs) if outs else q.clone()
 
 
 def attention_not_supported_reason(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -61,16 +61,16 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
         q, k, v = (_unit_stride(t) for t in (q, k, v))
-        out, lse = native.attention(q, k, v, cu_seqlens, scale)
-        ctx.save_for_backward(q, k, v, lse, cu_seqlens)
+        out, sums = native.attention(q, k, v, cu_seqlens, scale)
+        ctx.save_for_backward(q, k, v, sums, cu_seqlens)
         ctx.scale = scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, lse, cu_seqlens = ctx.saved_tensors
-        return *native.attention_backward(_unit_stride(g), q, k, v, lse, cu_seqlens, ctx.scale), None, None
+        q, k, v, sums, cu_seqlens = ctx.saved_tensors
+        return *native.attention_backward(_unit_stride(g), q, k, v, sums, cu_seqlens, ctx.scale), None, None
 
 
 def _of_sample(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

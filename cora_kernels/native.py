@@ -121,15 +121,15 @@ def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: tor
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """o [M, H, D], and lse [H, M] for its backward."""
+    """o [M, H, D]; and what its backward needs of each row of scores: the largest, and one over the sum, [2, H, M]."""
     return torch.ops.cora_kernels.cpu_attention.default(q, k, v, cu_seqlens, scale)
 
 
 def attention_backward(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, cu_seqlens: Tensor, scale: float
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, sums: Tensor, cu_seqlens: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv."""
-    return torch.ops.cora_kernels.cpu_attention_backward.default(g, q, k, v, lse, cu_seqlens, scale)
+    return torch.ops.cora_kernels.cpu_attention_backward.default(g, q, k, v, sums, cu_seqlens, scale)
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def _fake_outer(
 
 
 def _fake_attention(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+    return q.new_empty(q.shape), q.new_empty(2, q.shape[1], q.shape[0], dtype=torch.float32)
 
 
 def _fake_attention_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:

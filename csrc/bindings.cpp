@@ -22,7 +22,7 @@ TORCH_LIBRARY(cora_kernels, m) {
   m.def("cpu_outer(Tensor u, Tensor v, Tensor? cu_seqlens, SymInt batch, bool per_sample, ScalarType dtype) -> Tensor");
   m.def("cpu_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, float scale) -> (Tensor, Tensor)");
   m.def(
-      "cpu_attention_backward(Tensor g, Tensor q, Tensor k, Tensor v, Tensor lse, Tensor cu_seqlens, float scale) -> "
+      "cpu_attention_backward(Tensor g, Tensor q, Tensor k, Tensor v, Tensor sums, Tensor cu_seqlens, float scale) -> "
       "(Tensor, Tensor, Tensor)");
 }
 

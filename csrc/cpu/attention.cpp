@@ -45,8 +45,8 @@ class AttentionWorker {
         convert(head(a_.q, h), row, rows, q_rows_);
         product(rows, cols, q_rows_, k_.turned, s_, a_.scale);
         for (int64_t m = 0; m < rows; ++m) {
-          const float lse = kernels_.softmax(s_ + m * length_stride_, row + m + 1, cols, row_dtype_, line(p_[0], m));
-          a_.lse[h * a_.segments.rows + begin_ + row + m] = lse;
+          kernels_.softmax(s_ + m * length_stride_, row + m + 1, cols, row_dtype_, line(p_[0], m), tops(h) + row + m,
+                           shares(h) + row + m);
         }
         const Strip strip{p_[0], length_stride_, v_.plain, dim_stride_, cols};
         multiply(rows, &strip, 1, destination(out, a_.heads, h, row, 1.f));
@@ -65,7 +65,8 @@ class AttentionWorker {
       pack(head(a_.q, h), q_[i].plain);
       pack_turned(head(g, h), g_[i].turned);
       pack(head(g, h), g_[i].plain);
-      std::copy_n(a_.lse + h * a_.segments.rows + begin_, length_, lse_[i]);
+      std::copy_n(tops(h), length_, top_[i]);
+      std::copy_n(shares(h), length_, share_[i]);
       for (int64_t row = 0; row < length_; row += kTileRows)
         by_queries(h, i, row, head(g, h), dq);
     }
@@ -101,7 +102,7 @@ class AttentionWorker {
       for (int64_t i = 0; i < (backward ? group_ : 1); ++i)
         list->push_back(take(kTileRows * length_stride_ * 4));
     }
-    for (auto* list : {&lse_, &delta_}) {
+    for (auto* list : {&top_, &share_, &delta_}) {
       list->clear();
       for (int64_t i = 0; i < (backward ? group_ : 0); ++i)
         list->push_back(floats(length_stride_));
@@ -127,8 +128,9 @@ class AttentionWorker {
     product(rows, cols, q_rows_, k_.turned, s_, a_.scale);
     product(rows, cols, g_rows_, v_.turned, dp_, 1.f);
     for (int64_t m = 0; m < rows; ++m) {
-      delta_[i][row + m] = kernels_.softmax_backward(s_ + m * length_stride_, dp_ + m * length_stride_,
-                                                     lse_[i][row + m], row + m + 1, cols, row_dtype_, line(ds_[0], m));
+      delta_[i][row + m] =
+          kernels_.softmax_backward(s_ + m * length_stride_, dp_ + m * length_stride_, top_[i][row + m],
+                                    share_[i][row + m], row + m + 1, cols, row_dtype_, line(ds_[0], m));
     }
     const Strip strip{ds_[0], length_stride_, k_.plain, dim_stride_, cols};
     multiply(rows, &strip, 1, destination(dq, a_.heads, h, row, a_.scale));
@@ -139,22 +141,27 @@ class AttentionWorker {
     const int64_t rows = std::min<int64_t>(kTileRows, length_ - row), cols = length_ - row;
     convert(head(a_.k, kv_head), row, rows, q_rows_);
     convert(head(a_.v, kv_head), row, rows, g_rows_);
-    shares_.clear();
-    grads_.clear();
+    p_strips_.clear();
+    ds_strips_.clear();
     for (int64_t i = 0; i < group_; ++i) {
       product(rows, cols, q_rows_, q_[i].turned + row * 4, s_, a_.scale);
       product(rows, cols, g_rows_, g_[i].turned + row * 4, dp_, 1.f);
       for (int64_t m = 0; m < rows; ++m) {
-        kernels_.softmax_backward_turned(s_ + m * length_stride_, dp_ + m * length_stride_, lse_[i] + row,
-                                         delta_[i] + row, m, cols, row_dtype_, line(p_[i], m), line(ds_[i], m));
+        kernels_.softmax_backward_turned(s_ + m * length_stride_, dp_ + m * length_stride_, top_[i] + row,
+                                         share_[i] + row, delta_[i] + row, m, cols, row_dtype_, line(p_[i], m),
+                                         line(ds_[i], m));
       }
       const int64_t above = panel_bytes(low_, row, dim_stride_);
-      shares_.push_back({p_[i], length_stride_, g_[i].plain + above, dim_stride_, cols});
-      grads_.push_back({ds_[i], length_stride_, q_[i].plain + above, dim_stride_, cols});
+      p_strips_.push_back({p_[i], length_stride_, g_[i].plain + above, dim_stride_, cols});
+      ds_strips_.push_back({ds_[i], length_stride_, q_[i].plain + above, dim_stride_, cols});
     }
-    multiply(rows, shares_.data(), group_, destination(dv, a_.kv_heads, kv_head, row, 1.f));
-    multiply(rows, grads_.data(), group_, destination(dk, a_.kv_heads, kv_head, row, a_.scale));
+    multiply(rows, p_strips_.data(), group_, destination(dv, a_.kv_heads, kv_head, row, 1.f));
+    multiply(rows, ds_strips_.data(), group_, destination(dk, a_.kv_heads, kv_head, row, a_.scale));
   }
+
+  // Of head h, from the sample's first row on.
+  float* tops(int64_t h) const { return a_.sums + h * a_.segments.rows + begin_; }
+  float* shares(int64_t h) const { return tops(a_.heads + h); }
 
   Rows2d head(const Heads& heads, int64_t h) const {
     const int64_t first = begin_ * heads.row_stride + h * heads.head_stride;
@@ -214,9 +221,10 @@ class AttentionWorker {
   char *q_rows_, *g_rows_;
   float *s_, *dp_;
   std::vector<char*> p_, ds_;
-  std::vector<float*> lse_, delta_;
+  // For each head of the group: of every query, past the end too, where there is no number.
+  std::vector<float*> top_, share_, delta_;
   std::vector<Panels> q_, g_;
-  std::vector<Strip> shares_, grads_;
+  std::vector<Strip> p_strips_, ds_strips_;
 };
 
 // Calls work(worker, sample, kv_head) for all pairs, shared out so that all threads have the same work.

@@ -3,8 +3,7 @@
 //     S = scale · q·kᵀ, keys up to the query's own position      P = softmax(S)      out = P·v
 //     backward: dP = g·vᵀ   dS = P ∘ (dP − rowsum(P ∘ dP))   dq = scale · dS·k   dk = scale · dSᵀ·q   dv = Pᵀ·g
 //
-// S and P exist eight rows at a time; the backward computes them anew, once by queries and once by keys, from the
-// logarithm of each row's sum.
+// S and P exist eight rows at a time; the backward computes them anew, once by queries and once by keys.
 #pragma once
 
 #include "kernels.h"
@@ -25,8 +24,9 @@ struct Attention {
   int64_t heads, kv_heads, dim;
   float scale;
   Heads q, k, v;
-  // [heads, M], log Σ exp of each row of S: written by the forward, read by the backward.
-  float* lse;
+  // [2, heads, M], of each row of S the largest, and 1 / Σ e^(s − largest): written by the forward, read by the
+  // backward. Not the logarithm of the sum: at scores of thousands its rounding alone would be off by 1e-4.
+  float* sums;
 };
 
 // out [M, heads, dim], contiguous, as are the gradients: each like its tensor.

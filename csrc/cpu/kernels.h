@@ -34,14 +34,15 @@ struct Kernels {
   void (*store_row)(const float* c, int64_t cols, Dtype dtype, void* dst);
   // dst [q x p] = the transpose of c [p x 48 (q of them)], rounded to dtype.
   void (*store_transposed)(const float* c, int64_t p, int64_t q, Dtype dtype, void* dst, int64_t dst_stride);
-  // p = e^s / Σ e^s of the first `cols` of s, in dtype, zero up to the full vector past `width`; returns log Σ e^s. s is
-  // overwritten.
-  float (*softmax)(float* s, int64_t cols, int64_t width, Dtype dtype, void* p);
-  // ds = p ∘ (dp − delta) with p = e^(s − lse) and delta = Σ p ∘ dp, which is returned; else as softmax.
-  float (*softmax_backward)(float* s, const float* dp, float lse, int64_t cols, int64_t width, Dtype dtype, void* ds);
-  // p and ds for one key and the queries [first, cols), each with its lse and delta; zero for those before.
-  void (*softmax_backward_turned)(const float* s, const float* dp, const float* lse, const float* delta, int64_t first,
-                                  int64_t cols, Dtype dtype, void* p, void* ds);
+  // p = share · e^(s − top) of the first `cols` of s, in dtype, zero up to the full vector past `width`; top is the
+  // largest and share makes the sum 1. s is overwritten.
+  void (*softmax)(float* s, int64_t cols, int64_t width, Dtype dtype, void* p, float* top, float* share);
+  // ds = p ∘ (dp − delta) with that p, and delta = Σ p ∘ dp, which is returned; else as softmax.
+  float (*softmax_backward)(float* s, const float* dp, float top, float share, int64_t cols, int64_t width,
+                            Dtype dtype, void* ds);
+  // p and ds for one key and the queries [first, cols), each with a top, share and delta; zero for those before.
+  void (*softmax_backward_turned)(const float* s, const float* dp, const float* top, const float* share,
+                                  const float* delta, int64_t first, int64_t cols, Dtype dtype, void* p, void* ds);
 };
 
 // The best table this machine runs, or the one named, or null: "avx2", "avx512", "avx512_bf16", "amx".

@@ -212,16 +212,16 @@ Heads heads_of(const char* name, const Tensor& t, int64_t rows, int64_t heads, i
   return {t.const_data_ptr(), t.stride(0), t.stride(1)};
 }
 
-Attention attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& lse, const Tensor& cu_seqlens,
+Attention attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sums, const Tensor& cu_seqlens,
                        double scale) {
   const int64_t rows = q.size(0), heads = q.size(1), dim = q.size(2), kv_heads = k.size(1);
   TORCH_CHECK(kv_heads > 0 && heads % kv_heads == 0, "the heads of q, ", heads, ", must be a multiple of k's, ",
               kv_heads);
   check_dtype("k", k, q.scalar_type());
   check_dtype("v", v, q.scalar_type());
-  check_dtype("lse", lse, at::kFloat);
-  TORCH_CHECK(lse.is_contiguous() && lse.numel() == heads * rows, "lse must be contiguous [", heads, ", ", rows,
-              "], got ", lse.sizes());
+  check_dtype("sums", sums, at::kFloat);
+  TORCH_CHECK(sums.is_contiguous() && sums.numel() == 2 * heads * rows, "sums must be contiguous [2, ", heads, ", ",
+              rows, "], got ", sums.sizes());
   return {segments_of(cu_seqlens, cu_seqlens.size(0) - 1, rows),
           dtype_of(q),
           heads,
@@ -231,26 +231,26 @@ Attention attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const 
           heads_of("q", q, rows, heads, dim),
           heads_of("k", k, rows, kv_heads, dim),
           heads_of("v", v, rows, kv_heads, dim),
-          lse.mutable_data_ptr<float>()};
+          sums.mutable_data_ptr<float>()};
 }
 
 }  // namespace
 
 std::tuple<Tensor, Tensor> cpu_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
                                          double scale) {
-  const Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
+  const Tensor sums = at::empty({2, q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
   const Tensor out = at::empty(q.sizes(), q.options());
-  run_forward(attention_of(q, k, v, lse, cu_seqlens, scale), out.mutable_data_ptr(), kernels());
-  return {out, lse};
+  run_forward(attention_of(q, k, v, sums, cu_seqlens, scale), out.mutable_data_ptr(), kernels());
+  return {out, sums};
 }
 
 std::tuple<Tensor, Tensor, Tensor> cpu_attention_backward(const Tensor& g, const Tensor& q, const Tensor& k,
-                                                          const Tensor& v, const Tensor& lse, const Tensor& cu_seqlens,
+                                                          const Tensor& v, const Tensor& sums, const Tensor& cu_seqlens,
                                                           double scale) {
   check_dtype("grad", g, q.scalar_type());
   const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options()),
                dv = at::empty(v.sizes(), v.options());
-  run_backward(attention_of(q, k, v, lse, cu_seqlens, scale), heads_of("grad", g, q.size(0), q.size(1), q.size(2)),
+  run_backward(attention_of(q, k, v, sums, cu_seqlens, scale), heads_of("grad", g, q.size(0), q.size(1), q.size(2)),
                dq.mutable_data_ptr(), dk.mutable_data_ptr(), dv.mutable_data_ptr(), kernels());
   return {dq, dk, dv};
 }

@@ -29,14 +29,14 @@ Tensors cpu_backward_input(at::TensorList gs, at::TensorList weights, at::Tensor
 at::Tensor cpu_outer(const at::Tensor& u, const at::Tensor& v, const OptionalTensor& cu_seqlens, int64_t batch,
                      bool per_sample, at::ScalarType dtype);
 
-// out, and the logarithm of the sum of each row of exponentials, fp32 [heads, M].
+// out, and of each row of scores the largest and one over the sum of exponentials, fp32 [2, heads, M].
 std::tuple<at::Tensor, at::Tensor> cpu_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                                  const at::Tensor& cu_seqlens, double scale);
 
 // dq, dk, dv.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> cpu_attention_backward(const at::Tensor& g, const at::Tensor& q,
                                                                       const at::Tensor& k, const at::Tensor& v,
-                                                                      const at::Tensor& lse,
+                                                                      const at::Tensor& sums,
                                                                       const at::Tensor& cu_seqlens, double scale);
 
 }  // namespace cora

@@ -52,25 +52,24 @@ inline void store_lanes(void* row, Dtype dtype, int64_t col, Vec v) {
   store_any(static_cast<char*>(row) + col * size_of(dtype), dtype, v, kWidth);
 }
 
-inline float softmax(float* s, int64_t cols, int64_t width, Dtype dtype, void* p) {
-  const float most = largest(s, cols);
+inline void softmax(float* s, int64_t cols, int64_t width, Dtype dtype, void* p, float* top, float* share) {
+  *top = largest(s, cols);
   Vec sum = zero();
   for (int64_t col = 0; col < width; col += kWidth) {
-    const Vec e = lanes_of(exp(add(load(s + col), set1(-most))), 0, cols - col);
+    const Vec e = lanes_of(exp(add(load(s + col), set1(-*top))), 0, cols - col);
     store(s + col, e);
     sum = add(sum, e);
   }
-  const float total = sum_of(sum);
+  *share = 1.f / sum_of(sum);
   for (int64_t col = 0; col < width; col += kWidth)
-    store_lanes(p, dtype, col, mul(load(s + col), set1(1.f / total)));
-  return most + __builtin_logf(total);
+    store_lanes(p, dtype, col, mul(load(s + col), set1(*share)));
 }
 
-inline float softmax_backward(float* s, const float* dp, float lse, int64_t cols, int64_t width, Dtype dtype,
-                              void* ds) {
+inline float softmax_backward(float* s, const float* dp, float top, float share, int64_t cols, int64_t width,
+                              Dtype dtype, void* ds) {
   Vec sum = zero();
   for (int64_t col = 0; col < width; col += kWidth) {
-    const Vec p = lanes_of(exp(add(load(s + col), set1(-lse))), 0, cols - col);
+    const Vec p = mul(set1(share), lanes_of(exp(add(load(s + col), set1(-top))), 0, cols - col));
     store(s + col, p);
     sum = add(sum, lanes_of(mul(p, load(dp + col)), 0, cols - col));
   }
@@ -82,13 +81,13 @@ inline float softmax_backward(float* s, const float* dp, float lse, int64_t cols
   return delta;
 }
 
-inline void softmax_backward_turned(const float* s, const float* dp, const float* lse, const float* delta,
-                                    int64_t first, int64_t cols, Dtype dtype, void* p, void* ds) {
+inline void softmax_backward_turned(const float* s, const float* dp, const float* top, const float* share,
+                                    const float* delta, int64_t first, int64_t cols, Dtype dtype, void* p, void* ds) {
   const Vec minus = set1(-1.f);
   for (int64_t col = 0; col < cols; col += kWidth) {
-    const Vec share = exp(fma(load(lse + col), minus, load(s + col)));
-    const Vec grad = mul(share, fma(load(delta + col), minus, load(dp + col)));
-    store_lanes(p, dtype, col, lanes_of(share, first - col, cols - col));
+    const Vec chance = mul(load(share + col), exp(fma(load(top + col), minus, load(s + col))));
+    const Vec grad = mul(chance, fma(load(delta + col), minus, load(dp + col)));
+    store_lanes(p, dtype, col, lanes_of(chance, first - col, cols - col));
     store_lanes(ds, dtype, col, lanes_of(grad, first - col, cols - col));
   }
 }
