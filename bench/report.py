@@ -10,7 +10,7 @@ from typing import Any
 from bench.contestants import CONTESTANTS
 from bench.machine import slug
 from bench.pictures import draw
-from bench.table import Row, linears, mean_ratio, models, not_first, verdicts
+from bench.table import Row, attentions, linears, mean_ratio, models, not_first, verdicts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,6 +36,8 @@ def markdown(run: dict[str, Any], pictures: dict[str, str]) -> str:
         chosen = [row for row in linears(run) if row.info["kind"] == kind]
         if chosen:
             parts += [f"## {title}: time over the frozen linear's", _ratios(chosen)]
+    if attentions(run):
+        parts += ["## Attention within packed prompts, forward + backward: ms", _attentions(run)]
     parts += ["## Not run, and why", _absences(run)]
     return "\n\n".join(parts) + "\n"
 
@@ -49,7 +51,7 @@ def summary(run: dict[str, Any]) -> str:
     machine += f"{peaks['bf16'] / 1e9:.0f} bf16, {peaks['bytes'] / 1e9:.1f} GB/s."
     parts = [f"Measured {run['datetime'][:10]} by `make bench` on {machine}", _verdicts(run), _means(run), _noise(run)]
     losses = not_first(run)
-    judged = [row for row in linears(run) if row.first is not None]
+    judged = [row for row in (*linears(run), *attentions(run)) if row.first is not None]
     if judged:
         parts.append(f"First of all contestants in {len(judged) - len(losses)} of {len(judged)} cases.")
     for row in losses:
@@ -120,6 +122,20 @@ def _ratios(chosen: list[Row]) -> str:
             cells.append(f"**{text}**" if ratio is not None and row.medians[name] == best else text)
         body.append([row.info["shape"] + ("" if row.info["mode"] == "eager" else " (graph)"), *cells])
     return _table(["case", "floor, ms", *names], body)
+
+
+def _attentions(run: dict[str, Any]) -> str:
+    names = list(dict.fromkeys(name for row in attentions(run) for name in (*row.medians, *row.absent)))
+    body = []
+    for row in attentions(run):
+        best = min(row.medians.values(), default=None)
+        cells = []
+        for name in names:
+            seconds = row.medians.get(name)
+            text = "–" if seconds is None else f"{1e3 * seconds:.2f}"
+            cells.append(f"**{text}**" if seconds is not None and seconds == best else text)
+        body.append([row.info["shape"], *cells])
+    return _table(["case", *names], body)
 
 
 def _models(run: dict[str, Any]) -> str:

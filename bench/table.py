@@ -61,7 +61,11 @@ def rows(run: dict[str, Any]) -> list[Row]:
 
 
 def linears(run: dict[str, Any]) -> list[Row]:
-    return [row for row in rows(run) if row.info["kind"] != "endtoend"]
+    return [row for row in rows(run) if row.info["kind"] in ("forward", "train")]
+
+
+def attentions(run: dict[str, Any]) -> list[Row]:
+    return [row for row in rows(run) if row.info["kind"] == "attention"]
 
 
 def models(run: dict[str, Any]) -> list[Row]:
@@ -76,7 +80,7 @@ def mean_ratio(chosen: list[Row], name: str | None = None, to: str | None = None
 
 
 def not_first(run: dict[str, Any]) -> list[Row]:
-    return [row for row in linears(run) if row.first is False]
+    return [row for row in (*linears(run), *attentions(run)) if row.first is False]
 
 
 @dataclass(frozen=True)
