@@ -15,6 +15,10 @@ constexpr int64_t kFewRows = 3;
 // Their products are computed this much at a time: long stretches of the factors' rows, but no more than stays in L2.
 constexpr int64_t kProductBytes = 256 * 1024;
 
+// Ranks whose S is computed along with the first panel of W, and the rows of that in one go.
+constexpr int64_t kJointRank = 16;
+constexpr int64_t kJointRows = 24;
+
 inline int64_t panels_of(int64_t cols) { return (cols + kTileCols - 1) / kTileCols; }
 
 template <class Terms>
@@ -31,6 +35,7 @@ class BlockWorker {
         low_(low_panel(gemm.dtype, kernels)),
         row_bytes_(low_ == Panel::kPairs ? 2 : 4),
         by_block_(low_ == Panel::kPairs && kernels.block_product),
+        can_join_(low_ == Panel::kPairs && kernels.joint && !by_block_ && joinable(gemm)),
         group_panels_(std::max<int64_t>(kProductBytes / (max_rows * kTileCols * 4), 1)) {
     Scratch& scratch = Scratch::of_thread(carve(nullptr));
     carve(&scratch);
@@ -44,6 +49,7 @@ class BlockWorker {
   void load(int64_t begin, int64_t end) {
     begin_ = begin;
     end_ = end;
+    joined_ = false;
     for (size_t i = 0; i < gemm_.operands.size(); ++i) {
       const Rows& rows = gemm_.operands[i];
       const char* source = static_cast<const char*>(rows.data) + begin * rows.stride * size_of(gemm_.dtype);
@@ -60,8 +66,9 @@ class BlockWorker {
     }
   }
 
-  // S of the current rows.
-  void shrink() {
+  // S of the current rows; and, where the same rows are to be expanded next, perhaps their first panel's products.
+  void shrink(bool expands_next) {
+    joined_ = expands_next && can_join_ && !any_in_place();
     for (const Shrink& shrink : gemm_.shrinks) {
       if (shrink.terms.empty()) continue;
       const bool per_sample = gemm_.scales || any_per_sample(shrink.terms);
@@ -108,6 +115,28 @@ class BlockWorker {
     return gemm_.dtype == Dtype::kFloat || (low_ == Panel::kPairs && rows.depth % 2 == 0);
   }
 
+  // One S of low rank, and the first output is of the same row operands.
+  static bool joinable(const LowRankGemm& gemm) {
+    if (gemm.shrinks.size() != 1 || gemm.shrinks[0].rank > kJointRank || gemm.outputs.empty()) return false;
+    const auto& terms = gemm.shrinks[0].terms;
+    const auto& bases = gemm.outputs[0].bases;
+    return !terms.empty() && std::equal(terms.begin(), terms.end(), bases.begin(), bases.end(),
+                                        [](const auto& t, const auto& b) { return t.operand == b.operand; });
+  }
+
+  // Whether some of the current rows are multiplied one by one.
+  bool any_in_place() const {
+    for (int64_t row = begin_; row < end_;) {
+      const int64_t sample = gemm_.segments.find(row);
+      if (in_place(gemm_.shrinks[0].terms, sample)) return true;
+      for (const Output& output : gemm_.outputs) {
+        if (in_place(output.expands, sample)) return true;
+      }
+      row = gemm_.segments.end(sample);
+    }
+    return false;
+  }
+
   // Whether this sample's rows are multiplied one by one. Nothing but the sample decides: not the threads, nor the
   // tile.
   template <class Terms>
@@ -148,7 +177,7 @@ class BlockWorker {
       depth = std::max(depth, rows.depth);
     row_ = reinterpret_cast<float*>(take(round_up(depth, 2) * 4));
     products_ = reinterpret_cast<float*>(take(max_rows_ * group_panels_ * kTileCols * 4));
-    block_ = reinterpret_cast<float*>(take(by_block_ ? max_rows_ * kTileCols * 4 : 0));
+    block_ = reinterpret_cast<float*>(take(by_block_ || can_join_ ? max_rows_ * kTileCols * 4 : 0));
     operands_.resize(gemm_.operands.size());
     packed_sample_.resize(expands);
     return bytes;
@@ -169,6 +198,7 @@ class BlockWorker {
       kernels_.pack(low_, factor, gemm_.operands[term.operand].depth, cols, shrink_panels_[term.operand], panel_stride);
     }
     const Destination to{nullptr, shrink.rank, true, gemm_.scales ? gemm_.scales[sample] : gemm_.scale, nullptr};
+    if (joined_) return join_rows(shrink, begin, end, to.scale);
     strips_.resize(shrink.terms.size());
     for (int64_t row = begin; row < end; row += kTileRows) {
       const int rows = std::min<int64_t>(end - row, kTileRows);
@@ -180,6 +210,21 @@ class BlockWorker {
       Destination tile_to = to;
       tile_to.data = shrink.s + row * shrink.rank + col;
       tile()(rows, cols, nullptr, 0, strips_.data(), strips_.size(), false, c_, &tile_to);
+    }
+  }
+
+  // The same, the panels of its factors being packed, and with it the first panel of the first output, into block_.
+  void join_rows(const Shrink& shrink, int64_t begin, int64_t end, float scale) {
+    const int n = shrink.terms.size();
+    for (int64_t row = begin; row < end; row += kJointRows) {
+      const int rows = std::min(end - row, kJointRows);
+      strips_.clear();
+      add_bases(gemm_.outputs[0], 0, row);
+      for (const ShrinkTerm& term : shrink.terms)
+        strips_.push_back(strip(term.operand, row, shrink_panels_[term.operand], kJointRank));
+      fetch_rows(row + kJointRows, std::min(end_, row + 2 * kJointRows));
+      kernels_.joint(rows, strips_.data(), strips_.data() + n, n, scale, block_ + (row - begin_) * kTileCols,
+                     shrink.s + row * shrink.rank, shrink.rank, shrink.rank);
     }
   }
 
@@ -240,14 +285,15 @@ class BlockWorker {
     const bool per_sample = any_per_sample(output.expands);
     std::fill(packed_sample_.begin(), packed_sample_.end(), -1);
     if (by_block_) multiply_block(output, panel, place);
+    const bool ready = by_block_ || (joined_ && panel == 0 && &output == gemm_.outputs.data());
     strips_.clear();
-    if (!by_block_) add_bases(output, panel, begin_);
+    if (!ready) add_bases(output, panel, begin_);
     const int n_base = strips_.size();
     int64_t sample = 0;
     int64_t sample_end = per_sample ? begin_ : end_;
     for (int64_t row = begin_; row < end_; row += kTileRows) {
       const int rows = std::min<int64_t>(end_ - row, kTileRows);
-      float* c = by_block_ ? block_ + (row - begin_) * kTileCols : c_;
+      float* c = ready ? block_ + (row - begin_) * kTileCols : c_;
       const Destination to = destination(output, row, col);
       if (row >= sample_end) {
         sample = gemm_.segments.find(row);
@@ -256,9 +302,9 @@ class BlockWorker {
       strips_.resize(n_base);
       if (sample_end >= row + rows && !(per_sample && in_place(output.expands, sample))) {
         add_expands(output, sample, row, col, cols);
-        tile()(rows, cols, strips_.data(), n_base, strips_.data() + n_base, strips_.size() - n_base, by_block_, c, &to);
+        tile()(rows, cols, strips_.data(), n_base, strips_.data() + n_base, strips_.size() - n_base, ready, c, &to);
       } else {
-        expand_tile(output, row, rows, panel, place, n_base, c);
+        expand_tile(output, row, rows, panel, ready ? -1 : place, n_base, c);
       }
       for (int i = 0; i < n_base; ++i) {
         strips_[i].rows = static_cast<const char*>(strips_[i].rows) + kTileRows * strips_[i].row_stride * row_bytes_;
@@ -267,12 +313,13 @@ class BlockWorker {
   }
 
   // A tile of several samples: those whose products are ready begin with them, the others get their own terms after.
+  // Without a place c has begun.
   void expand_tile(const Output& output, int64_t row, int rows, int64_t panel, int64_t place, int n_base, float* c) {
     const int64_t col = panel * kTileCols;
     const int cols = std::min<int64_t>(output.cols - col, kTileCols);
     const bool all = all_in_place(output, row, rows);
     const Destination to = destination(output, row, col);
-    if (!by_block_) begin_rows(output, row, rows, place, c);
+    if (place >= 0) begin_rows(output, row, rows, place, c);
     tile()(rows, cols, strips_.data(), n_base, nullptr, 0, true, c, all ? &to : nullptr);
     for (int64_t start = row; !all && start < row + rows;) {
       const int64_t sample = gemm_.segments.find(start);
@@ -352,6 +399,9 @@ class BlockWorker {
   const int64_t row_bytes_;
   // The bases are multiplied a whole row block at a time, not tile by tile.
   const bool by_block_;
+  // S may be computed along with the first panel; and for the current rows it was.
+  const bool can_join_;
+  bool joined_ = false;
   const int64_t group_panels_;
   int64_t begin_ = 0;
   int64_t end_ = 0;

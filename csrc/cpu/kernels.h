@@ -10,6 +10,11 @@ namespace cora {
 using TileFn = void (*)(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add,
                         float* c, const Destination* to);
 
+// c [rows x 48] = Σ base strips, and s [rows x rank <= 16] = scale · Σ low strips, whose panels are 16 wide, of the same
+// n row operands: one pass over them.
+using JointFn = void (*)(int rows, const Strip* base, const Strip* low, int n, float scale, float* c, float* s,
+                         int64_t s_stride, int64_t rank);
+
 struct Kernels {
   const char* name;
   // bf16 rows are multiplied as bf16 pairs (vdpbf16ps), not widened to fp32.
@@ -17,6 +22,8 @@ struct Kernels {
   // By the dtype of x: the base strips hold W packed in that dtype, the low strips are in fp32, or in bf16 pairs where
   // bf16_pairs holds and x is bf16.
   TileFn tile[3];
+  // In bf16 pairs. Null without.
+  JointFn joint;
   // out [cols] = (add ? out : 0) + row [depth] · factor [depth x cols], the factor read in place: its columns are
   // contiguous. by_row: its rows are streamed a few at a time, for few long ones; else they are read together, 48
   // columns at a time.

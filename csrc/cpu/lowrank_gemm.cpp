@@ -41,7 +41,7 @@ void run(const LowRankGemm& gemm, const Kernels& kernels) {
       BlockWorker worker(gemm, kernels, kMaxBlockRows);
       for_blocks(first * share, std::min(rows, last * share), [&](int64_t begin, int64_t end) {
         worker.load(begin, end);
-        worker.shrink();
+        worker.shrink(true);
         worker.expand(0, panels);
       });
     });
@@ -51,7 +51,7 @@ void run(const LowRankGemm& gemm, const Kernels& kernels) {
     BlockWorker worker(gemm, kernels, share);
     for (int64_t i = first; i < last; ++i) {
       worker.load(i * share, std::min(rows, (i + 1) * share));
-      worker.shrink();
+      worker.shrink(false);
     }
   });
   at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
