@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from cora_kernels import dispatch, native
 from cora_kernels.autograd import autocasts
-from cora_kernels.segments import spans
+from cora_kernels.segments import check_cu_seqlens, spans
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -33,7 +33,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, sca
 
     Source: Dao et al., FlashAttention (NeurIPS 2022, arXiv 2205.14135), for the backward from the rows' sums.
     """
-    for name, t in (("q", q), ("k", k), ("v", v), ("cu_seqlens", cu_seqlens)):
+    for name, t in (("q", q), ("k", k), ("v", v)):
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {type(t).__name__}")
     if autocasts(q):
@@ -96,10 +96,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> None:
             f"k and v must be of one shape whose heads divide those of q {list(q.shape)}, got {list(k.shape)} and "
             f"{list(v.shape)}"
         )
-    if cu_seqlens.dtype != torch.int32:
-        raise TypeError(f"cu_seqlens must be int32, got {cu_seqlens.dtype}")
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
-        raise ValueError(f"cu_seqlens must be [B + 1], got shape {list(cu_seqlens.shape)}")
-    for name, t in (("k", k), ("v", v), ("cu_seqlens", cu_seqlens)):
+    for name, t in (("k", k), ("v", v)):
         if t.device != q.device:
             raise ValueError(f"{name} must be on the device of q, {q.device}, got {t.device}")
+    check_cu_seqlens(cu_seqlens, "q", q.device)

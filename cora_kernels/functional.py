@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cora_kernels import dispatch
 from cora_kernels.autograd import LoraLinearGroup, autocasts, run, without_autocast
-from cora_kernels.segments import Segments, spans
+from cora_kernels.segments import Segments, check_cu_seqlens, spans
 
 _FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _X_DTYPES = (*_FACTOR_DTYPES, torch.float64)
@@ -131,14 +131,7 @@ def _check_x(x: Tensor, cu_seqlens: Tensor | None) -> Segments:
         if x.dim() != 3:
             raise ValueError(f"x must be [B, T, K], or packed [M, K] with cu_seqlens, got shape {list(x.shape)}")
         return Segments.of(x, None)
-    if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(f"cu_seqlens must be a Tensor, got {_kind(cu_seqlens)}")
-    if cu_seqlens.dtype != torch.int32:
-        raise TypeError(f"cu_seqlens must be int32, got {cu_seqlens.dtype}")
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
-        raise ValueError(f"cu_seqlens must be [B + 1], got shape {list(cu_seqlens.shape)}")
-    if cu_seqlens.device != x.device:
-        raise ValueError(f"cu_seqlens must be on the device of x, {x.device}, got {cu_seqlens.device}")
+    check_cu_seqlens(cu_seqlens, "x", x.device)
     if x.dim() != 2:
         raise ValueError(f"x must be packed [M, K] where cu_seqlens is given, got shape {list(x.shape)}")
     segments = Segments.of(x, cu_seqlens)
