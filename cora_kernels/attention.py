@@ -9,7 +9,8 @@ from torch.autograd.function import once_differentiable
 
 from cora_kernels import dispatch, native
 from cora_kernels.autograd import autocasts
-from cora_kernels.segments import check_cu_seqlens, spans
+from cora_kernels.checks import check_cu_seqlens, kind_of
+from cora_kernels.segments import spans
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -35,7 +36,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, sca
     """
     for name, t in (("q", q), ("k", k), ("v", v)):
         if not isinstance(t, Tensor):
-            raise TypeError(f"{name} must be a Tensor, got {type(t).__name__}")
+            raise TypeError(f"{name} must be a Tensor, got {kind_of(t)}")
     if autocasts(q):
         q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))
     _check(q, k, v, cu_seqlens)

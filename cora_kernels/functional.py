@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cora_kernels import dispatch
 from cora_kernels.autograd import LoraLinearGroup, autocasts, run, without_autocast
-from cora_kernels.segments import Segments, check_cu_seqlens, spans
+from cora_kernels.checks import check_cu_seqlens, kind_of
+from cora_kernels.segments import Segments, spans
 
 _FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _X_DTYPES = (*_FACTOR_DTYPES, torch.float64)
@@ -117,14 +118,14 @@ def _check_sequences(weights: object, lora_a: object, lora_bs: object, biases: o
             if isinstance(weights, (list, tuple)) and len(value) != len(weights):
                 raise ValueError(f"{name} must hold one entry per weight, {len(weights)}, got {len(value)}")
         elif name in ("weights", "lora_bs") or (name == "biases" and value is not None):
-            raise TypeError(f"{name} must be a list or tuple, got {_kind(value)}")
+            raise TypeError(f"{name} must be a list or tuple, got {kind_of(value)}")
     if not weights:
         raise ValueError("weights must hold at least one Tensor, got none")
 
 
 def _check_x(x: Tensor, cu_seqlens: Tensor | None) -> Segments:
     if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a Tensor, got {_kind(x)}")
+        raise TypeError(f"x must be a Tensor, got {kind_of(x)}")
     if x.dtype not in _X_DTYPES:
         raise TypeError(f"x must be float32, bfloat16, float16 or float64, got {x.dtype}")
     if cu_seqlens is None:
@@ -193,14 +194,14 @@ def _check_scaling(scaling: float | Tensor, x: Tensor, batch: int) -> None:
         if scaling.device != x.device:
             raise ValueError(f"scaling must be on the device of x, {x.device}, got {scaling.device}")
     elif not isinstance(scaling, (float, int)) or isinstance(scaling, bool):
-        raise TypeError(f"scaling must be a number or a Tensor, got {_kind(scaling)}")
+        raise TypeError(f"scaling must be a number or a Tensor, got {kind_of(scaling)}")
 
 
 def _check_tensor(
     t: Tensor, kind: str, j: int, device: torch.device, dtypes: tuple[torch.dtype, ...], grouped: bool
 ) -> None:
     if not isinstance(t, Tensor):
-        raise TypeError(f"{_name(kind, j, grouped)} must be a Tensor, got {_kind(t)}")
+        raise TypeError(f"{_name(kind, j, grouped)} must be a Tensor, got {kind_of(t)}")
     if t.dtype not in dtypes:
         expected = " or ".join(map(str, dtypes))
         raise TypeError(f"{_name(kind, j, grouped)} must be {expected} to suit x, got {t.dtype}")
@@ -214,7 +215,3 @@ def _name(kind: str, j: int, grouped: bool) -> str:
     return {"weight": f"weights[{j}]", "lora_a": f"lora_a[{j}]", "lora_b": f"lora_bs[{j}]", "bias": f"biases[{j}]"}[
         kind
     ]
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"

@@ -40,18 +40,6 @@ class Segments(NamedTuple):
         return torch.repeat_interleave(values, self.cu_seqlens.diff(), output_size=self.rows)[:, None]
 
 
-def check_cu_seqlens(cu_seqlens: object, rows: str, device: torch.device) -> None:
-    """Raises TypeError or ValueError unless it is an int32 tensor [B + 1] on the device of what `rows` names."""
-    if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(f"cu_seqlens must be a Tensor, got {type(cu_seqlens).__name__}")
-    if cu_seqlens.dtype != torch.int32:
-        raise TypeError(f"cu_seqlens must be int32, got {cu_seqlens.dtype}")
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
-        raise ValueError(f"cu_seqlens must be [B + 1], got shape {list(cu_seqlens.shape)}")
-    if cu_seqlens.device != device:
-        raise ValueError(f"cu_seqlens must be on the device of {rows}, {device}, got {cu_seqlens.device}")
-
-
 def spans(cu_seqlens: Tensor, rows: int) -> list[slice]:
     """The rows of each sample of a packed batch of `rows` rows. Reads the values, so it waits for an accelerator."""
     borders = cu_seqlens.tolist()

@@ -190,7 +190,7 @@ Q, K, BORDERS = torch.zeros(5, 4, 8), torch.zeros(5, 2, 8), torch.tensor([0, 2, 
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"q": [1.0]}, TypeError, "q must be a Tensor, got list"),
+        ({"q": [1.0]}, TypeError, "q must be a Tensor, got a list"),
         ({"q": Q.int()}, TypeError, "q must be float32, bfloat16, float16 or float64"),
         ({"k": K.bfloat16()}, TypeError, "k must be .* as q is, got torch.bfloat16"),
         ({"q": Q[0]}, ValueError, r"q must be \[M, heads, D\]"),
