@@ -262,9 +262,8 @@ class CoRAModel(nn.Module):
         return cast(AnswerHead, self.base.get_submodule(self._head_name))
 
     def _prompts(self, input_ids: Tensor, attention_mask: Tensor) -> Prompts:
-        longest = int(attention_mask.sum(1).max()) if len(attention_mask) else 0
-        packs = longest > 0 and self._packing.serves(longest)
-        return (Prompts.packed if packs else Prompts.padded)(input_ids, attention_mask)
+        kind = Prompts.packed if self._packing.serves(attention_mask) else Prompts.padded
+        return kind(input_ids, attention_mask)
 
     def _answer(self, prompts: Prompts) -> Tensor:
         """The score of every prompt [B] fp32 with the deltas that are set."""

@@ -31,18 +31,19 @@ class Packing:
             AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
             base.set_attn_implementation(_ATTENTION)
 
-    def serves(self, longest: int) -> bool:
-        """Whether prompts of up to `longest` tokens can be packed, and are faster so: where there is a kernel."""
+    def serves(self, attention_mask: Tensor) -> bool:
+        """Whether these prompts can be packed, and are faster so: where there is a kernel."""
         config = self.base.config
         window = getattr(config, "sliding_window", None)
         drops = self.base.training and any(getattr(config, name, 0) for name in ("attention_dropout", "attn_pdrop"))
         return (
             self._replaced
-            and (window is None or longest <= window)
             and not drops
+            and len(attention_mask) > 0
             # How many tokens are no padding is data: torch.compile would make a graph for every number.
             and not torch.compiler.is_compiling()
             and attention_not_supported_reason(self.base.dtype, self.base.device) is None
+            and (window is None or int(attention_mask.sum(1).max()) <= window)
         )
 
     def remove(self) -> None:
