@@ -9,9 +9,6 @@ from cora_kernels.segments import Segments
 from cora_kernels.triton.configs import multiprocessors
 from cora_kernels.triton.launch import device_guard, index_type
 
-LONGEST = 8
-LARGEST_RANK = 128
-
 
 @triton.jit
 def decode_fwd_kernel(
@@ -66,7 +63,7 @@ def decode_fwd_kernel(
         b_a = tl.load(p_a + o_a, mask=m_k[:, None] & m_r[None, :], other=0.0).to(tl.float32)
         b_s += tl.sum(b_x[:, :, None] * b_a[None, :, :], axis=1)
         p_x += BK
-        p_a += BK * stride_ak
+        p_a += BK * tl.cast(stride_ak, INDEX)
     factor = tl.full((), scaling, tl.float32)
     if scaling_ptr is not None:
         factor = tl.load(scaling_ptr + i * stride_scaling).to(tl.float32)

@@ -59,7 +59,7 @@ def expand_fwd_kernel(
         b_s = tl.load(p_s + j + o_s, mask=m_m[:, None] & m_r[None, :], other=0.0)
         b_b = tl.load(p_b + o_b, mask=m_r[:, None] & m_n[None, :], other=0.0)
         b_y = tl.dot(b_s.to(dtype), b_b.to(dtype), b_y, input_precision=PRECISION)
-        p_b += BR * stride_br
+        p_b += BR * tl.cast(stride_br, INDEX)
     if bias_ptr is not None:
         b_y += tl.load(bias_ptr + (column + i_columns) * stride_bias, mask=m_n, other=0.0).to(tl.float32)[None, :]
     p_y = y_ptr + row * stride_ym + column + i_rows[:, None].to(INDEX) * stride_ym + i_columns[None, :]

@@ -125,9 +125,9 @@ def lowrank_gemm_fwd_kernel(
             if ONE_PASS:
                 b_a = _load_factor(p_a + o_a, o_k, k, K, m_r, dtype, EVEN_K)
                 b_s = tl.dot(b_x, b_a, b_s, input_precision=PRECISION)
-                p_a += BK * stride_ak
+                p_a += BK * tl.cast(stride_ak, INDEX)
             p_x += BK
-            p_w += BK * stride_wk
+            p_w += BK * tl.cast(stride_wk, INDEX)
 
         if ONE_PASS:
             factor = tl.full((), scaling, tl.float32)
@@ -161,7 +161,7 @@ def lowrank_gemm_fwd_kernel(
                         b_bad_columns |= b_bad
                         b_bad_rows |= tl.where(m_i, tl.max(b_bad, axis=0), 0)
                     b_y = tl.dot(b_s.to(dtype), b_b, b_y, input_precision=PRECISION)
-                    p_b += BR * stride_br
+                    p_b += BR * tl.cast(stride_br, INDEX)
 
             if STRADDLE:
                 b_y = tl.where((b_bad_rows[:, None] & b_bad_columns[None, :]) != 0, float("nan"), b_y)

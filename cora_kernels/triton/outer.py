@@ -57,8 +57,8 @@ def outer_fwd_kernel(
         b_wide = tl.load(p_wide + o_wide, mask=m_m[:, None] & m_p[None, :], other=0.0).to(DTYPE)
         b_narrow = tl.load(p_narrow + o_narrow, mask=m_m[:, None] & m_r[None, :], other=0.0).to(DTYPE)
         b_out = tl.dot(tl.trans(b_wide), b_narrow, b_out, input_precision=PRECISION)
-        p_wide += BM * stride_wm
-        p_narrow += BM * stride_nm
+        p_wide += BM * tl.cast(stride_wm, INDEX)
+        p_narrow += BM * tl.cast(stride_nm, INDEX)
     plane = tl.program_id(1).to(tl.int64) * n_segments + i
     p_out = out_ptr + plane * P * r + column * stride_op + j * stride_or
     o_out = o_p[:, None].to(INDEX) * stride_op + o_r[None, :].to(INDEX) * stride_or

@@ -72,7 +72,7 @@ def shrink_fwd_kernel(
             b_a = tl.load(p_a + o_a, mask=m_k[:, None] & m_r[None, :], other=0.0)
         b_s = tl.dot(b_x, b_a.to(dtype), b_s, input_precision=PRECISION)
         p_x += BK
-        p_a += BK * stride_ak
+        p_a += BK * tl.cast(stride_ak, INDEX)
     factor = tl.full((), scaling, tl.float32)
     if scaling_ptr is not None:
         factor = tl.load(scaling_ptr + i * stride_scaling).to(tl.float32)

@@ -73,7 +73,7 @@ def shrink_outer_bwd_kernel(
         b_ds = tl.dot(b_g, b_b, input_precision=PRECISION)
         tl.store(p_ds + o_s, b_ds * factor, mask=m_s)
         b_db = tl.dot(tl.trans(b_g), b_s, b_db, input_precision=PRECISION)
-        p_g += BM * stride_gm
+        p_g += BM * tl.cast(stride_gm, INDEX)
         p_s += BM * r
         p_ds += BM * r
     plane = tl.program_id(1).to(tl.int64) * n_segments + i

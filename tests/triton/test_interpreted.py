@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from cora_kernels import backends, cost, tune, tuned
+from cora_kernels.segments import Segments
 from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
 from cora_kernels.triton.configs import gemm_configs
 
@@ -124,6 +125,29 @@ def test_tensors_beyond_32_bits(way, prefer):
     rows = store.as_strided((17, 16), (far, 1))
     rows.copy_(inputs.x)
     assert torch.equal(call(replace(inputs, x=rows), "triton")[0], call(inputs, "triton")[0])
+
+
+@interpreted
+@pytest.mark.parametrize(("what", "count", "far"), [("rows", 70, 2**25), ("weight", 140, 2**24)])
+def test_tiles_beyond_32_bits(what, count, far):
+    """More than 2³¹ elements from one tile to the next, too."""
+    from cora_kernels.triton import paths
+
+    try:
+        store = torch.empty(count * far, dtype=torch.float16)
+    except RuntimeError:
+        pytest.skip("no address space for 4.7 GB that are never touched")
+    spread = store.as_strided((count, 8), (far, 1))
+    near = torch.randn(count, 8).half()
+    spread.copy_(near)
+
+    def run(t):
+        if what == "rows":
+            return paths.outer(t, torch.ones(count, 3), Segments(1, count, count, None), True, torch.float32)
+        g, a, b = (torch.ones(shape, dtype=torch.float16) for shape in ((5, count), (8, 3), (3, count)))
+        return paths.backward_input([g], [t], [a], [b], 1.0, Segments(1, 5, 5, None), True)[0]
+
+    assert torch.equal(run(spread), run(near))
 
 
 @interpreted
