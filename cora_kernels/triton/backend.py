@@ -1,6 +1,7 @@
 """The backend "triton": on NVIDIA and AMD GPUs, and on CPU tensors where kernels are interpreted or simulated."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,14 +19,39 @@ else:
     _missing = None
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_OLDEST = (8, 0)
 
 
 def availability() -> str | None:
     if _missing is not None:
         return _missing
-    if not (torch.cuda.is_available() or _interprets() or _simulates()):
+    if _interprets() or _simulates():
+        return None
+    if not torch.cuda.is_available():
         return "no GPU is there, and Triton does not interpret kernels on the CPU (TRITON_INTERPRET=1)"
+    return _cannot_launch()
+
+
+@torch.compiler.assume_constant_result
+def _cannot_launch() -> str | None:
+    return _driver_error()
+
+
+@lru_cache
+def _driver_error() -> str | None:
+    """Triton compiles what launches its kernels on first use, with a C compiler that need not be there."""
+    try:
+        triton.runtime.driver.active.get_current_device()
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        return f"Triton cannot launch kernels here ({reason})"
     return None
+
+
+@torch.compiler.assume_constant_result
+def _is_too_old(device: torch.device) -> bool:
+    """Triton supports NVIDIA GPUs from Ampere on."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) < _OLDEST
 
 
 @torch.compiler.assume_constant_result
@@ -46,6 +72,8 @@ def not_supported_reasons(
     on_cpu = x.device.type == "cpu" and (_interprets() or _simulates())
     if x.device.type != "cuda" and not on_cpu:
         reasons.append(f"it runs on NVIDIA and AMD GPUs, x is on {x.device}")
+    elif not on_cpu and _is_too_old(x.device):
+        reasons.append("it needs compute capability 8.0 (Ampere) or later")
     if x.dtype not in _DTYPES:
         reasons.append(f"x must be float32, bfloat16 or float16, got {x.dtype}")
     for factor in (*lora_as, *lora_bs):

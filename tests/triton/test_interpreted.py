@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -191,3 +192,16 @@ def test_availability_says_why():
         assert "no GPU is there" in backends()["triton"]
         with pytest.raises(ValueError, match="'triton' cannot serve this call: no GPU is there"):
             call(make_inputs(Case()), "triton")
+
+
+@pytest.mark.skipif(INTERPRETS or torch.cuda.is_available(), reason="Triton launches kernels here")
+def test_a_gpu_that_triton_cannot_use_is_left_to_others(monkeypatch):
+    from cora_kernels.triton import backend
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "Triton cannot launch kernels here (" in backends()["triton"]
+    backend._driver_error.cache_clear()
+    x = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float16)
+    reasons = backend.not_supported_reasons(x, (), (), (), Segments(1, 1, 1, None))
+    assert reasons == ["it needs compute capability 8.0 (Ampere) or later"]
