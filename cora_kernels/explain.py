@@ -20,6 +20,7 @@ from cora_kernels.cost import (
 from cora_kernels.triton.configs import SHRINK_OUTER_RANK
 
 Shape = tuple[int, int, int, int, int]
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Step(NamedTuple):
@@ -65,17 +66,21 @@ def explain(
     need not be there: A100, L40S, RTX 4090, H100, H200, B200, MI300X.
     Bytes are those of DRAM, each operand of a kernel once; times are the model's. The result prints as a table.
 
-    Raises ValueError for a device that is neither, and for shapes that are not five positive integers.
+    Raises ValueError for a device that is neither, for shapes that are not five positive integers, and for a dtype that
+    is not float32, bfloat16 or float16.
     """
     gpu = _gpu(device)
-    several = cast(Sequence[Shape], [shapes] if isinstance(shapes[0], int) else shapes)
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype!r}")
+    nested = isinstance(shapes, Sequence) and len(shapes) > 0 and isinstance(shapes[0], Sequence)
+    several = cast(Sequence[Shape], shapes if nested else [shapes])
     return Explanation(
         gpu.name, tuple(step for shape in several for step in _steps(shape, gpu, dtype, sample_a, sample_b))
     )
 
 
 def _steps(shape: Shape, gpu: Gpu, dtype: torch.dtype, sample_a: bool, sample_b: bool) -> Iterator[Step]:
-    if len(shape) != 5 or not all(isinstance(n, int) and n > 0 for n in shape):
+    if not isinstance(shape, Sequence) or len(shape) != 5 or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(f"shapes must be (B, T, K, N, r), five positive integers, got {shape!r}")
     B, T, K, N, r = shape
     forward = Problem(B * T, K, N, r, B, T, dtype, sample_a, sample_b)
@@ -97,12 +102,12 @@ def _label(launch: Launch) -> str:
 
 
 def _gpu(device: torch.device | str) -> Gpu:
-    if device in GPUS:
+    if isinstance(device, str) and device in GPUS:
         return GPUS[device]
     try:
         found = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         found = None
-    if found is None or found.type != "cuda" or not torch.cuda.is_available():
+    if found is None or found.type != "cuda" or (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device must be a GPU that is there or one of {', '.join(GPUS)}, got {str(device)!r}")
     return gpu_of(torch.device("cuda", torch.cuda.current_device()) if found.index is None else found)

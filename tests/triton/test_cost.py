@@ -158,13 +158,21 @@ def test_one_read_of_g_serves_both_where_that_is_faster():
     assert not cost.fuses(Problem(8192, 1024, 128, 16, 8, 1024, BF16), GPUS["A100"])
 
 
-@pytest.mark.parametrize("device", ["cpu", "H1", "nonsense"])
+@pytest.mark.parametrize("device", ["cpu", "H1", "nonsense", None, ["A100"], 99])
 def test_explain_names_the_gpus_it_knows(device):
     with pytest.raises(ValueError, match="device must be a GPU that is there or one of A100, L40S, .*, got "):
         explain((1, 2, 3, 4, 5), device)
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 3, 4), (1, 2, 3, 4, 0), (1, 2, 3, 4, 5.0)])
+@pytest.mark.parametrize("shape", [(1, 2, 3, 4), (1, 2, 3, 4, 0), (1, 2, 3, 4, 5.0), (), 5, "shape", None])
 def test_explain_wants_five_positive_integers(shape):
     with pytest.raises(ValueError, match="shapes must be .B, T, K, N, r., five positive integers, got "):
         explain([shape], "A100")
+    with pytest.raises(ValueError, match="five positive integers, got "):
+        explain(shape, "A100")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, "bfloat16"])
+def test_explain_wants_a_dtype_that_kernels_have(dtype):
+    with pytest.raises(ValueError, match="dtype must be one of torch.float32, torch.bfloat16, torch.float16, got "):
+        explain((1, 2, 3, 4, 5), "A100", dtype=dtype)
