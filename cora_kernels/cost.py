@@ -5,6 +5,7 @@ counted. So one pass beats two kernels roughly where N·r / BN < matrix rate / b
 """
 
 import math
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -56,7 +57,7 @@ def gpu_of(device: torch.device) -> Gpu:
     if device.type != "cuda":
         return GPUS["A100"]
     properties = torch.cuda.get_device_properties(device)
-    known = [gpu for gpu in GPUS.values() if gpu.name in properties.name]
+    known = [gpu for gpu in GPUS.values() if re.search(rf"{gpu.name}(?!\d)", properties.name)]  # an A1000 is no A100
     if torch.version.hip:
         nearest = "MI300X"
     else:

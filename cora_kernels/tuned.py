@@ -24,13 +24,13 @@ def load(name: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
         if found["format"] == FORMAT:
-            return found
+            return {"gpu": found["gpu"], "ways": found["ways"]}
         warnings.warn(f"{path} is of another version of cora_kernels: run python -m cora_kernels.tune", stacklevel=2)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError) as error:
         warnings.warn(f"{path} cannot be read ({error}): run python -m cora_kernels.tune", stacklevel=2)
-    return {"format": FORMAT, "gpu": {}, "ways": {}}
+    return {"gpu": {}, "ways": {}}
 
 
 def save(name: str, gpu: dict[str, float], ways: dict[str, Any]) -> Path:

@@ -92,6 +92,10 @@ def test_an_unknown_gpu_uses_the_nearest_table(properties, arch, device):
     assert cost.plans(Problem(100, 64, 64, 4, 2, 50, BF16), gpu)
 
 
+def test_a_gpu_is_not_known_by_a_part_of_its_name(device):
+    assert cost.gpu_of(device(Properties("NVIDIA RTX A1000", 8, 6))).bandwidth == GPUS["RTX 4090"].bandwidth
+
+
 def test_what_was_tuned_is_chosen(device):
     gpu_device = device(Properties("NVIDIA H100 80GB HBM3", 9))
     problem = Problem(8192, 4096, 4096, 16, 8, 1024, BF16)
@@ -117,7 +121,9 @@ def test_saving_adds_to_what_is_there(cache):
     assert [path.name for path in (cache / "cora_kernels").iterdir()] == ["X.json"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"format": 0}), json.dumps({"gpu": {}})])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", json.dumps({"format": 0}), json.dumps({"gpu": {}}), json.dumps({"format": 1})]
+)
 def test_a_file_that_cannot_be_used_is_reported_and_the_rule_holds(content, device):
     gpu_device = device(Properties("NVIDIA H100", 9))
     path = tuned.path_of("NVIDIA H100")
