@@ -47,7 +47,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "case" in metafunc.fixturenames:
+    if "mode" in metafunc.fixturenames:
         cases = full() if metafunc.config.getoption("--full") else quick()
         modes = ("eager", "graph") if torch.cuda.is_available() else ("eager",)
         races = [(one, mode) for one in cases for mode in modes]

@@ -1,6 +1,8 @@
 """The benchmark itself: what is wrong or slow is caught, what cannot run has its reason, and no figure is made up."""
 
 import json
+import subprocess
+import sys
 import time
 from functools import partial
 from itertools import pairwise
@@ -130,6 +132,14 @@ def test_cases() -> None:
     one = BenchCase("m q", Case(2, 3, 5, (7,), 2), backward=False)
     assert one.flops == 2 * 6 * (5 * 7 + 2 * 5 + 2 * 7)
     assert one.bytes == 4 * (6 * 5 + 5 * 7 + 6 * 7 + 2 * 2 * 5 + 2 * 7)
+
+
+def test_every_benchmark_is_collected() -> None:
+    command = [sys.executable, "-m", "pytest", "bench", "--collect-only", "-q"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    for test in ("test_linear[", "test_attention[", "test_memory[", "test_endtoend["):
+        assert f"::{test}" in done.stdout
 
 
 def run_of(ours: float, peer: float, floor: float = 1.0) -> dict[str, Any]:
