@@ -50,7 +50,8 @@ def native() -> dict:
                 print(f"cora_kernels: the native extension was not built, torch backends serve instead ({reason})")
                 self.extensions = []
 
-    cuda = torch.version.cuda is not None and CUDA_HOME is not None and exists(f"{CUDA_HOME}/include/cuda_runtime.h")
+    compiles = CUDA_HOME is not None and all(exists(f"{CUDA_HOME}/{f}") for f in ("bin/nvcc", "include/cuda_runtime.h"))
+    cuda = torch.version.cuda is not None and compiles
     if torch.version.cuda is not None and not cuda:
         print("cora_kernels: nvcc is not in CUDA_HOME: the native extension goes without CUDA kernels")
     sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")

@@ -100,4 +100,4 @@ def _check(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> None:
     for name, t in (("k", k), ("v", v)):
         if t.device != q.device:
             raise ValueError(f"{name} must be on the device of q, {q.device}, got {t.device}")
-    check_cu_seqlens(cu_seqlens, "q", q.device)
+    check_cu_seqlens(cu_seqlens, "q", q)

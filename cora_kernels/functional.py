@@ -132,9 +132,9 @@ def _check_x(x: Tensor, cu_seqlens: Tensor | None) -> Segments:
         if x.dim() != 3:
             raise ValueError(f"x must be [B, T, K], or packed [M, K] with cu_seqlens, got shape {list(x.shape)}")
         return Segments.of(x, None)
-    check_cu_seqlens(cu_seqlens, "x", x.device)
     if x.dim() != 2:
         raise ValueError(f"x must be packed [M, K] where cu_seqlens is given, got shape {list(x.shape)}")
+    check_cu_seqlens(cu_seqlens, "x", x)
     segments = Segments.of(x, cu_seqlens)
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         spans(cu_seqlens, segments.rows)  # for its checks of the values

@@ -7,6 +7,7 @@ is asked for, for the backward. Each pack is as large as its weight and lives un
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from cora_kernels.segments import Segments
 try:
     from cora_kernels import _C
 except ImportError as error:
-    _loaded, _missing = False, str(error)
+    # Python calls a module that is not there a circular import.
+    _loaded, _missing = False, str(error) if find_spec("cora_kernels._C") else "it was not built"
 else:
     _loaded, _missing = True, ""
 

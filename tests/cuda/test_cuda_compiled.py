@@ -10,7 +10,7 @@ ops = torch.ops.cora_kernels
 slow = pytest.mark.slow
 
 
-@pytest.fixture(params=[pytest.param(80, marks=slow), pytest.param(90, marks=slow)], ids=lambda arch: f"sm_{arch}")
+@pytest.fixture(params=[80, 90], ids=lambda arch: f"sm_{arch}")
 def arch(request) -> int:
     return request.param
 

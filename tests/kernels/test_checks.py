@@ -75,6 +75,7 @@ CU_SEQLENS = [
     ),
     (_packed(cu_seqlens=_ints(1, 4, 4, 12)), ValueError, r"cu_seqlens must start at 0, got cu_seqlens\[0\] = 1"),
     (_packed(cu_seqlens=_ints(0, 4, 4, 11)), ValueError, r"must end at the number of rows of x, 12, got .* = 11"),
+    (_packed(cu_seqlens=_ints(0)), ValueError, r"must end at the number of rows of x, 12, got \[1\], no samples"),
     (_packed(cu_seqlens=_ints(0, 4, 4, 13)), ValueError, r"must end at the number of rows of x, 12, got .* = 13"),
     (_packed(cu_seqlens=_ints(0, 5, 4, 12)), ValueError, "must not decrease, got 5 and then 4 at index 2"),
     (

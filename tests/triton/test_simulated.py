@@ -90,6 +90,27 @@ def test_decode(case, ptxsim, prefer):
     assert "decode_fwd_kernel" in [name for name, _ in launches]
 
 
+@pytest.mark.parametrize("way", ["one_pass", "two_kernels"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(batch=1, length=140, k=72, n=(136,), r=16, sample_b=True, bias=True),
+        Case(lengths=(129, 0, 70, 1), k=130, n=(200,), r=5, tensor_scaling=True),
+    ],
+    ids=str,
+)
+def test_hopper(case, way, ptxsim, prefer, monkeypatch):
+    """sm_90, whose large tiles are multiplied by warp groups."""
+    monkeypatch.setattr(cost, "gpu_of", lambda device: cost.GPUS["H100"])
+    prefer(way)
+    with ptxsim.triton_launches(target=90, racecheck=True, initcheck="raise") as launches:
+        assert_correct(make_inputs(replace(case, dtype=BF16)), "triton")
+    assert any("wgmma" in opcode for _, stats in launches for opcode in stats.by_opcode)
+    # Warps that hold copies of the narrow S all store it, by one instruction: the same values to the same place.
+    hazards = [hazard for _, stats in launches for hazard in stats.hazards]
+    assert all(h.kind == "WAW" and h.line == h.other_line and "stmatrix" in h.text for h in hazards), hazards
+
+
 @pytest.mark.parametrize(
     "case", [replace(case, dtype=BF16) for case in SHAPES if case.r <= 32 and len(case.n) == 1], ids=str
 )
