@@ -13,12 +13,6 @@ namespace {
 // What packing a sample costs beside its products, in keys: for sharing samples out among threads.
 constexpr int64_t kPackingCost = 128;
 
-// One head of some sample's rows.
-struct Rows2d {
-  const char* data;
-  int64_t stride;
-};
-
 // Works off (sample, kv_head) pairs over the thread's scratch memory, which the longest sample sizes.
 class AttentionWorker {
  public:
@@ -121,7 +115,7 @@ class AttentionWorker {
   }
 
   // dS of eight queries, from it their dq, and the delta that the keys' turn needs.
-  void by_queries(int64_t h, int64_t i, int64_t row, const Rows2d& g, void* dq) {
+  void by_queries(int64_t h, int64_t i, int64_t row, const Rows& g, void* dq) {
     const int64_t rows = std::min<int64_t>(kTileRows, length_ - row), cols = row + rows;
     convert(head(a_.q, h), row, rows, q_rows_);
     convert(g, row, rows, g_rows_);
@@ -159,27 +153,28 @@ class AttentionWorker {
     multiply(rows, ds_strips_.data(), group_, destination(dk, a_.kv_heads, kv_head, row, a_.scale));
   }
 
-  // Of head h, from the sample's first row on.
+  // Of head h, from the sample's first row on: what a softmax of its rows needs, and the rows of q, k, v, g themselves.
   float* tops(int64_t h) const { return a_.sums + h * a_.segments.rows + begin_; }
   float* shares(int64_t h) const { return tops(a_.heads + h); }
 
-  Rows2d head(const Heads& heads, int64_t h) const {
+  Rows head(const Heads& heads, int64_t h) const {
     const int64_t first = begin_ * heads.row_stride + h * heads.head_stride;
-    return {static_cast<const char*>(heads.data) + first * size_of(a_.dtype), heads.row_stride};
+    return {static_cast<const char*>(heads.data) + first * size_of(a_.dtype), heads.row_stride, a_.dim};
   }
 
-  void pack(const Rows2d& rows, char* to) const {
+  void pack(const Rows& rows, char* to) const {
     kernels_.pack(low_, {rows.data, a_.dtype, rows.stride, 1}, length_, a_.dim, to, dim_stride_);
   }
 
-  void pack_turned(const Rows2d& rows, char* to) const {
+  void pack_turned(const Rows& rows, char* to) const {
     kernels_.pack(low_, {rows.data, a_.dtype, 1, rows.stride}, a_.dim, length_, to, length_stride_);
   }
 
-  void convert(const Rows2d& from, int64_t row, int64_t rows, char* to) const {
+  void convert(const Rows& from, int64_t row, int64_t rows, char* to) const {
     for (int64_t m = 0; m < rows; ++m) {
-      kernels_.convert_row(from.data + (row + m) * from.stride * size_of(a_.dtype), a_.dtype, a_.dim,
-                           low_ == Panel::kPairs, to + m * dim_stride_ * size_of(row_dtype_));
+      const char* source = static_cast<const char*>(from.data) + (row + m) * from.stride * size_of(a_.dtype);
+      kernels_.convert_row(source, a_.dtype, a_.dim, low_ == Panel::kPairs,
+                           to + m * dim_stride_ * size_of(row_dtype_));
     }
   }
 
