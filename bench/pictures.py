@@ -68,7 +68,7 @@ def _retention(run: dict[str, Any]) -> Figure | None:
         axes.set_yticks(range(len(chosen)), [_label(row) for row in chosen], fontsize=8)
         axes.set_title({"forward": "Forward", "train": "Forward + backward"}[kind], loc="left", color=_INK)
         _finish(axes)
-    ticks = [0.2, 0.3, 0.5, 0.7, 1]
+    ticks = [tick for tick in (0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5) if tick <= axes_of[-1].get_xlim()[1]]
     axes_of[-1].set_xticks([_SLOWEST, *ticks], [f"≤ {_SLOWEST}", *map(str, ticks)])
     axes_of[-1].minorticks_off()
     axes_of[-1].set_xlabel("speed against the frozen linear alone (1: the delta is free)")

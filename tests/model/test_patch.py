@@ -295,7 +295,7 @@ def test_checkpointing_gives_the_same_gradients(base: PreTrainedModel, targets: 
     gradients = []
     for checkpointed in (False, True):
         if checkpointed:
-            base.activation_checkpointing_enable({"use_reentrant": False})
+            base.gradient_checkpointing_enable({"use_reentrant": False})
         patch.set_deltas(deltas)
         gradients.append(torch.autograd.grad(logits(base).square().mean(), leaves))
         assert all(group._held is None for group in patch._groups)
