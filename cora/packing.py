@@ -25,7 +25,9 @@ class Packing:
 
     def __init__(self, base: PreTrainedModel) -> None:
         self.base = base
-        self._replaced = base.config.model_type in _ARCHITECTURES and base.config._attn_implementation == "sdpa"
+        config = base.config
+        causal = getattr(config, "is_causal", True) and not getattr(config, "use_bidirectional_attention", False)
+        self._replaced = causal and config.model_type in _ARCHITECTURES and config._attn_implementation == "sdpa"
         if self._replaced:
             AttentionInterface.register(_ATTENTION, _attention)
             AttentionMaskInterface.register(_ATTENTION, sdpa_mask)

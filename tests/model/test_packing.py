@@ -84,10 +84,12 @@ def test_scores_are_packed_batch_by_batch(make_base: Any, build: Any, prompts: A
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("why", ["window", "dropout", "architecture", "eager", "backend"])
+@pytest.mark.parametrize("why", ["window", "dropout", "architecture", "both ways", "eager", "backend"])
 def test_not_packed(make_base: Any, build: Any, prompts: Any, pad: Any, calls: Any, why: str) -> None:
     changes: dict[str, Any] = dict(attention_dropout=0.5) if why == "dropout" else {}
-    model = build(make_base({"window": "mistral", "architecture": "opt"}.get(why, "llama"), **changes).eval())
+    changes |= dict(use_bidirectional_attention=True) if why == "both ways" else {}
+    architecture = {"window": "mistral", "architecture": "opt", "both ways": "gemma"}.get(why, "llama")
+    model = build(make_base(architecture, **changes).eval())
     if why == "eager":
         model.unpatch().set_attn_implementation("eager")
         model = build(model.base)
