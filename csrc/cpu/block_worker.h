@@ -291,8 +291,9 @@ class BlockWorker {
     const int n_base = strips_.size();
     int64_t sample = 0;
     int64_t sample_end = per_sample ? begin_ : end_;
-    for (int64_t row = begin_; row < end_; row += kTileRows) {
-      const int rows = std::min<int64_t>(end_ - row, kTileRows);
+    int rows = 0;
+    for (int64_t row = begin_; row < end_; row += rows) {
+      rows = std::min<int64_t>(end_ - row, kTileRows);
       float* c = ready ? block_ + (row - begin_) * kTileCols : c_;
       const Destination to = destination(output, row, col);
       if (row >= sample_end) {
@@ -301,13 +302,15 @@ class BlockWorker {
       }
       strips_.resize(n_base);
       if (sample_end >= row + rows && !(per_sample && in_place(output.expands, sample))) {
+        // As many tiles of the sample in one call as there are.
+        rows = sample_end >= end_ ? end_ - row : (sample_end - row) / kTileRows * kTileRows;
         add_expands(output, sample, row, col, cols);
         tile()(rows, cols, strips_.data(), n_base, strips_.data() + n_base, strips_.size() - n_base, ready, c, &to);
       } else {
         expand_tile(output, row, rows, panel, ready ? -1 : place, n_base, c);
       }
       for (int i = 0; i < n_base; ++i) {
-        strips_[i].rows = static_cast<const char*>(strips_[i].rows) + kTileRows * strips_[i].row_stride * row_bytes_;
+        strips_[i].rows = static_cast<const char*>(strips_[i].rows) + rows * strips_[i].row_stride * row_bytes_;
       }
     }
   }
