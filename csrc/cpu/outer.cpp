@@ -79,14 +79,10 @@ class OuterWorker {
       panels = group_;
     }
     const char* rows = low_ == Panel::kPairs ? rounded_ : turned_;
-    const int64_t row_bytes = turned_stride_ * (low_ == Panel::kPairs ? 2 : 4);
     const TileFn tile = kernels_.tile[static_cast<int>(outer_.wide_dtype)];
     for (int64_t col = 0; col < cols; col += kTileCols, sums += sum_size_) {
-      for (int64_t j = 0; j < outer_.narrow_cols; j += kTileRows) {
-        const Strip strip{rows + j * row_bytes, turned_stride_, panels + col * 4, stride, depth};
-        tile(std::min<int64_t>(outer_.narrow_cols - j, kTileRows), std::min<int64_t>(cols - col, kTileCols), nullptr, 0,
-             &strip, 1, add, sums + j * kTileCols, nullptr);
-      }
+      const Strip strip{rows, turned_stride_, panels + col * 4, stride, depth};
+      tile(outer_.narrow_cols, std::min<int64_t>(cols - col, kTileCols), nullptr, 0, &strip, 1, add, sums, nullptr);
     }
   }
 

@@ -45,7 +45,14 @@ inline void pack_bf16_rows(const Matrix& src, int64_t depth, int64_t cols, float
   const uint16_t* even = static_cast<const uint16_t*>(src.data);
   for (int64_t k = 0; k < depth; k += 2, even += 2 * src.row_stride, dst += panel_stride) {
     const uint16_t* odd = even + src.row_stride;
-    for (int64_t col = 0; col < cols; col += kWidth) {
+    int64_t col = 0;
+    for (; k + 1 < depth && col + 2 * kWidth <= cols; col += 2 * kWidth) {
+      Vec pairs[2];
+      pair_rows(even + col, odd + col, pairs);
+      store(dst + col, pairs[0]);
+      store(dst + col + kWidth, pairs[1]);
+    }
+    for (; col < cols; col += kWidth) {
       const int64_t n = cols - col;
       store(dst + col,
             k + 1 < depth ? pair_rows(even + col, odd + col, n) : pair_bf16(load_bf16(even + col, n), zero()));

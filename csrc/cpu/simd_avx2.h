@@ -68,6 +68,12 @@ inline Vec pair_rows(const uint16_t* even, const uint16_t* odd, int64_t n) {
   return pair_bf16(load_bf16(even, n), load_bf16(odd, n));
 }
 
+// Two vectors of them.
+inline void pair_rows(const uint16_t* even, const uint16_t* odd, Vec (&pairs)[2]) {
+  for (int i = 0; i < 2; ++i)
+    pairs[i] = pair_rows(even + i * kWidth, odd + i * kWidth, kWidth);
+}
+
 inline void store(float* p, Vec v, int64_t n) {
   if (n >= kWidth) return store(p, v);
   Edge<float> edge;
