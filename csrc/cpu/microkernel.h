@@ -177,7 +177,7 @@ void tile(int rows, int cols, const Strip* base, int n_base, const Strip* low, i
 #ifdef CORA_BF16_PAIRS
 // A panel of a weight and the 16 columns of a factor's, multiplied with the same rows. The factor's alone would read a
 // broadcast for each product; beside three other vectors it costs what its products cost.
-constexpr int kJointRows = 6;
+constexpr int kJointBlockRows = 6;
 
 template <int MR>
 void joint_block(const Strip* base, const Strip* low, int n, float scale, float* c, float* s, int64_t s_stride,
@@ -225,9 +225,9 @@ inline void joint(int rows, const Strip* base, const Strip* low, int n, float sc
                   int64_t s_stride, int64_t rank) {
   static_assert(kTileCols == 3 * kWidth);
   constexpr decltype(&joint_block<1>) blocks[] = {joint_block<1>, joint_block<2>, joint_block<3>,
-                                                  joint_block<4>, joint_block<5>, joint_block<kJointRows>};
-  for (int row = 0; row < rows; row += kJointRows)
-    blocks[smaller(rows - row, kJointRows) - 1](base, low, n, scale, c, s, s_stride, rank, row);
+                                                  joint_block<4>, joint_block<5>, joint_block<kJointBlockRows>};
+  for (int row = 0; row < rows; row += kJointBlockRows)
+    blocks[smaller(rows - row, kJointBlockRows) - 1](base, low, n, scale, c, s, s_stride, rank, row);
 }
 #endif
 
