@@ -16,6 +16,11 @@ using TileFn = void (*)(int rows, int cols, const Strip* base, int n_base, const
 using JointFn = void (*)(int rows, const Strip* base, const Strip* low, int n, float scale, float* c, float* s,
                          int64_t s_stride, int64_t rank);
 
+// c [narrow_cols x 48] = (add ? c : 0) + narrowᵀ · wide, over `depth` rows: those of wide, bf16, are read in place, at
+// most 48 columns of them, and narrow is packed in pairs. The columns that will be read next are `ahead` elements off.
+using OuterFn = void (*)(const void* narrow, int64_t narrow_stride, int64_t narrow_cols, const void* wide,
+                         int64_t wide_stride, int64_t ahead, int64_t depth, int64_t cols, bool add, float* c);
+
 struct Kernels {
   const char* name;
   // bf16 rows are multiplied as bf16 pairs (vdpbf16ps), not widened to fp32.
@@ -25,6 +30,7 @@ struct Kernels {
   TileFn tile[3];
   // In bf16 pairs. Null without.
   JointFn joint;
+  OuterFn outer;
   // out [cols] = (add ? out : 0) + row [depth] · factor [depth x cols], the factor read in place: its columns are
   // contiguous. by_row: its rows are streamed a few at a time, for few long ones; else they are read together, 48
   // columns at a time.

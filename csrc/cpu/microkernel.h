@@ -175,60 +175,7 @@ void tile(int rows, int cols, const Strip* base, int n_base, const Strip* low, i
 }
 
 #ifdef CORA_BF16_PAIRS
-// A panel of a weight and the 16 columns of a factor's, multiplied with the same rows. The factor's alone would read a
-// broadcast for each product; beside three other vectors it costs what its products cost.
-constexpr int kJointBlockRows = 6;
-
-template <int MR>
-void joint_block(const Strip* base, const Strip* low, int n, float scale, float* c, float* s, int64_t s_stride,
-                 int64_t rank, int64_t row0) {
-  Vec acc[MR][4];
-#pragma GCC unroll 6
-  for (auto& row : acc) {
-#pragma GCC unroll 4
-    for (Vec& sum : row)
-      sum = zero();
-  }
-  for (int i = 0; i < n; ++i) {
-    const uint16_t* rows = static_cast<const uint16_t*>(base[i].rows) + row0 * base[i].row_stride;
-    const float* panel = static_cast<const float*>(base[i].panel);
-    const float* factor = static_cast<const float*>(low[i].panel);
-    for (int64_t k = 0; k < base[i].depth; k += 2, panel += kTileCols, factor += kWidth) {
-      __m512bh b[4];
-#pragma GCC unroll 3
-      for (int v = 0; v < 3; ++v) {
-        fetch_ahead<Role::kWeight>(panel + v * kWidth);
-        b[v] = reinterpret_cast<__m512bh>(load(panel + v * kWidth));
-      }
-      b[3] = reinterpret_cast<__m512bh>(load(factor));
-#pragma GCC unroll 6
-      for (int m = 0; m < MR; ++m) {
-        int32_t pair;
-        std::memcpy(&pair, rows + m * base[i].row_stride + k, sizeof(pair));
-        const __m512bh a = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v)
-          acc[m][v] = _mm512_dpbf16_ps(acc[m][v], a, b[v]);
-      }
-    }
-  }
-#pragma GCC unroll 6
-  for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 3
-    for (int v = 0; v < 3; ++v)
-      store(c + (row0 + m) * kTileCols + v * kWidth, acc[m][v]);
-    store(s + (row0 + m) * s_stride, mul(acc[m][3], set1(scale)), rank);
-  }
-}
-
-inline void joint(int rows, const Strip* base, const Strip* low, int n, float scale, float* c, float* s,
-                  int64_t s_stride, int64_t rank) {
-  static_assert(kTileCols == 3 * kWidth);
-  constexpr decltype(&joint_block<1>) blocks[] = {joint_block<1>, joint_block<2>, joint_block<3>,
-                                                  joint_block<4>, joint_block<5>, joint_block<kJointBlockRows>};
-  for (int row = 0; row < rows; row += kJointBlockRows)
-    blocks[smaller(rows - row, kJointBlockRows) - 1](base, low, n, scale, c, s, s_stride, rank, row);
-}
+#include "bf16_pairs.h"
 #endif
 
 // One row.
@@ -309,16 +256,19 @@ constexpr Kernels table(const char* name) {
   const TileFn tile_bf16 = tile<Paired<Role::kWeight>, Paired<Role::kFactor>>;
   const bool bf16_pairs = true;
   const JointFn jointly = joint;
+  const OuterFn outer_in_place = outer;
 #else
   const TileFn tile_bf16 = tile<Widened<Panel::kPairs, Role::kWeight>, Factor>;
   const bool bf16_pairs = false;
   const JointFn jointly = nullptr;
+  const OuterFn outer_in_place = nullptr;
 #endif
   return {name,
           bf16_pairs,
           {tile<Widened<Panel::kFloat, Role::kWeight>, Factor>, tile_bf16,
            tile<Widened<Panel::kHalf, Role::kWeight>, Factor>},
           jointly,
+          outer_in_place,
           row_product,
           nullptr,
           nullptr,
