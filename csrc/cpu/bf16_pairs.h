@@ -51,8 +51,12 @@ inline void joint(int rows, const Strip* base, const Strip* low, int n, float sc
   static_assert(kTileCols == 3 * kWidth);
   constexpr decltype(&joint_block<1>) blocks[] = {joint_block<1>, joint_block<2>, joint_block<3>,
                                                   joint_block<4>, joint_block<5>, joint_block<kJointBlockRows>};
-  for (int row = 0; row < rows; row += kJointBlockRows)
-    blocks[smaller(rows - row, kJointBlockRows) - 1](base, low, n, scale, c, s, s_stride, rank, row);
+  // As equal as they can be: a block of one or two rows would wait for its own sums.
+  for (int row = 0, left = (rows + kJointBlockRows - 1) / kJointBlockRows; left > 0; --left) {
+    const int mr = (rows - row + left - 1) / left;
+    blocks[mr - 1](base, low, n, scale, c, s, s_stride, rank, row);
+    row += mr;
+  }
 }
 
 // A sum over rows that are read in place, two of them paired on the way: packing them first would cost as much as two

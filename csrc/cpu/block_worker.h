@@ -268,13 +268,20 @@ class BlockWorker {
 
   // products = S · E[sample], columns [col, end), for the rows whose factors are read in place.
   void expand_rows_in_place(const Output& output, int64_t col, int64_t end) {
-    for (int64_t row = begin_; row < end_; ++row) {
+    for (int64_t row = begin_; row < end_;) {
       const int64_t sample = gemm_.segments.find(row);
-      if (!in_place(output.expands, sample)) continue;
-      for (const ExpandTerm& term : output.expands) {
-        const Shrink& shrink = gemm_.shrinks[term.shrink];
-        kernels_.row_product(shrink.s + row * shrink.rank, term.factor.block(sample, 0, col), shrink.rank, end - col,
-                             true, &term != &output.expands[0], products_ + (row - begin_) * group_panels_ * kTileCols);
+      const int64_t stop = std::min(end_, gemm_.segments.end(sample));
+      if (!in_place(output.expands, sample)) {
+        row = stop;
+        continue;
+      }
+      for (; row < stop; ++row) {
+        for (const ExpandTerm& term : output.expands) {
+          const Shrink& shrink = gemm_.shrinks[term.shrink];
+          kernels_.row_product(shrink.s + row * shrink.rank, term.factor.block(sample, 0, col), shrink.rank, end - col,
+                               true, &term != &output.expands[0],
+                               products_ + (row - begin_) * group_panels_ * kTileCols);
+        }
       }
     }
   }

@@ -105,19 +105,24 @@ struct Paired {
 
 // Everything that touches the accumulators is inlined: they have no address then, and stay in registers.
 template <Dtype dtype, int MR, int NV>
-[[gnu::always_inline]] inline void store_block(const Vec (&acc)[MR][NV], const Destination& to, int64_t row0,
-                                               int64_t col0, int64_t cols) {
+[[gnu::always_inline]] inline void store_block(Vec (&acc)[MR][NV], const Destination& to, int64_t row0, int64_t col0,
+                                               int64_t cols) {
   const Vec scale = set1(to.scale);
   const int64_t stride = to.stride;
+  const bool plain = to.scale == 1.f && !to.bias;
   char* out = static_cast<char*>(to.data) + (row0 * stride + col0) * size_of(dtype);
 #pragma GCC unroll 3
   for (int v = 0; v < NV; ++v) {
     const int64_t n = cols - col0 - v * kWidth;
-    const Vec bias = to.bias ? load(to.bias + col0 + v * kWidth, n) : zero();
+    if (!plain) {
+      const Vec bias = to.bias ? load(to.bias + col0 + v * kWidth, n) : zero();
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-      store_any(out + (m * stride + v * kWidth) * size_of(dtype), dtype, fma(acc[m][v], scale, bias), n);
+      for (int m = 0; m < MR; ++m)
+        acc[m][v] = fma(acc[m][v], scale, bias);
     }
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m)
+      store_any(out + (m * stride + v * kWidth) * size_of(dtype), dtype, acc[m][v], n);
   }
 }
 
