@@ -50,6 +50,7 @@ class BlockWorker {
     begin_ = begin;
     end_ = end;
     joined_ = false;
+    rounded_ = false;
     for (size_t i = 0; i < gemm_.operands.size(); ++i) {
       const Rows& rows = gemm_.operands[i];
       const char* source = static_cast<const char*>(rows.data) + begin * rows.stride * size_of(gemm_.dtype);
@@ -88,9 +89,13 @@ class BlockWorker {
     }
   }
 
+  // Best asked of expand: one panel, or what is multiplied together where rows are multiplied one by one.
+  int64_t panels_at_once() const { return any_in_place() ? group_panels_ : 1; }
+
   // Panels [first, last) of all outputs, counted through, for the current rows; S is there.
   void expand(int64_t first, int64_t last) {
-    round_s();
+    if (!rounded_) round_s();
+    rounded_ = true;
     for (const Output& output : gemm_.outputs) {
       const int64_t panels = panels_of(output.cols);
       const int64_t stop = std::min(last, panels);
@@ -128,7 +133,9 @@ class BlockWorker {
   bool any_in_place() const {
     for (int64_t row = begin_; row < end_;) {
       const int64_t sample = gemm_.segments.find(row);
-      if (in_place(gemm_.shrinks[0].terms, sample)) return true;
+      for (const Shrink& shrink : gemm_.shrinks) {
+        if (in_place(shrink.terms, sample)) return true;
+      }
       for (const Output& output : gemm_.outputs) {
         if (in_place(output.expands, sample)) return true;
       }
@@ -412,6 +419,8 @@ class BlockWorker {
   // S may be computed along with the first panel; and for the current rows it was.
   const bool can_join_;
   bool joined_ = false;
+  // The current rows of S are in rounded_s_.
+  bool rounded_ = false;
   const int64_t group_panels_;
   int64_t begin_ = 0;
   int64_t end_ = 0;

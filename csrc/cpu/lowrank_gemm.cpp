@@ -2,6 +2,9 @@
 
 #include <ATen/Parallel.h>
 
+#include <atomic>
+#include <vector>
+
 #include "block_worker.h"
 
 namespace cora {
@@ -16,14 +19,75 @@ constexpr int64_t kMaxBlockRows = 128;
 constexpr int64_t kMinRowsPerThread = 64;
 
 // Calls block(first, last) for equal blocks of the rows [begin, end), in whole tiles.
-template <class Block>
-void for_blocks(int64_t begin, int64_t end, const Block& block) {
+template <class Call>
+void for_blocks(int64_t begin, int64_t end, const Call& call) {
   for (int64_t left = at::divup(end - begin, kMaxBlockRows); left > 0; --left) {
     const int64_t stop = std::min(end, begin + round_up(at::divup(end - begin, left), kTileRows));
-    block(begin, stop);
+    call(begin, stop);
     begin = stop;
   }
 }
+
+// A row block. Its first panel is its thread's; the others are taken one by one, by that thread and by those that are
+// done with their own rows: threads seldom get the same share of a machine.
+struct Block {
+  int64_t begin;
+  int64_t end;
+  // The next panel; past the last until S is there.
+  std::atomic<int64_t> next;
+};
+
+class Blocks {
+ public:
+  Blocks(const LowRankGemm& gemm, const Kernels& kernels, int64_t panels, int64_t share)
+      : gemm_(gemm),
+        kernels_(kernels),
+        panels_(panels),
+        share_(share),
+        per_share_(at::divup(share, kMaxBlockRows)),
+        blocks_(per_share_ * at::divup(gemm.segments.rows, share)) {
+    for (Block& block : blocks_)
+      block.next = panels_;
+  }
+
+  // The rows of these shares, and then what is left of others.
+  void run(int64_t first, int64_t last) {
+    BlockWorker worker(gemm_, kernels_, kMaxBlockRows);
+    for (int64_t i = first; i < last; ++i) {
+      Block* block = blocks_.data() + i * per_share_;
+      for_blocks(i * share_, std::min(gemm_.segments.rows, (i + 1) * share_), [&](int64_t begin, int64_t end) {
+        block->begin = begin;
+        block->end = end;
+        worker.load(begin, end);
+        worker.shrink(true);
+        const int64_t step = worker.panels_at_once();
+        block->next.store(step, std::memory_order_release);
+        worker.expand(0, std::min(panels_, step));
+        take_panels(worker, *block++);
+      });
+    }
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      Block& block = blocks_[(last * per_share_ + i) % blocks_.size()];
+      if (block.next.load(std::memory_order_acquire) >= panels_) continue;
+      worker.load(block.begin, block.end);
+      take_panels(worker, block);
+    }
+  }
+
+ private:
+  void take_panels(BlockWorker& worker, Block& block) {
+    const int64_t step = worker.panels_at_once();
+    for (int64_t panel; (panel = block.next.fetch_add(step, std::memory_order_relaxed)) < panels_;)
+      worker.expand(panel, std::min(panels_, panel + step));
+  }
+
+  const LowRankGemm& gemm_;
+  const Kernels& kernels_;
+  const int64_t panels_;
+  const int64_t share_;
+  const int64_t per_share_;
+  std::vector<Block> blocks_;
+};
 
 }  // namespace
 
@@ -37,14 +101,8 @@ void run(const LowRankGemm& gemm, const Kernels& kernels) {
 
   const int64_t share = round_up(at::divup(rows, threads), kTileRows);
   if (panels == 0 || threads == 1 || rows >= threads * kMinRowsPerThread) {
-    at::parallel_for(0, at::divup(rows, share), 1, [&](int64_t first, int64_t last) {
-      BlockWorker worker(gemm, kernels, kMaxBlockRows);
-      for_blocks(first * share, std::min(rows, last * share), [&](int64_t begin, int64_t end) {
-        worker.load(begin, end);
-        worker.shrink(true);
-        worker.expand(0, panels);
-      });
-    });
+    Blocks blocks(gemm, kernels, panels, share);
+    at::parallel_for(0, at::divup(rows, share), 1, [&](int64_t first, int64_t last) { blocks.run(first, last); });
     return;
   }
   at::parallel_for(0, at::divup(rows, share), 1, [&](int64_t first, int64_t last) {
