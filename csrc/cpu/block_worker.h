@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "block_memory.h"
 #include "lowrank_gemm.h"
-#include "scratch.h"
 
 namespace cora {
 
@@ -19,8 +19,6 @@ constexpr int64_t kProductBytes = 256 * 1024;
 constexpr int64_t kJointRank = 16;
 constexpr int64_t kJointRows = 24;
 
-inline int64_t panels_of(int64_t cols) { return (cols + kTileCols - 1) / kTileCols; }
-
 template <class Terms>
 bool any_per_sample(const Terms& terms) {
   return std::any_of(terms.begin(), terms.end(), [](const auto& term) { return term.factor.batch_stride != 0; });
@@ -31,15 +29,14 @@ class BlockWorker {
   BlockWorker(const LowRankGemm& gemm, const Kernels& kernels, int64_t max_rows)
       : gemm_(gemm),
         kernels_(kernels),
-        max_rows_(max_rows),
         low_(low_panel(gemm.dtype, kernels)),
         row_bytes_(low_ == Panel::kPairs ? 2 : 4),
         by_block_(low_ == Panel::kPairs && kernels.block_product),
         can_join_(low_ == Panel::kPairs && kernels.joint && !by_block_ && joinable(gemm)),
-        group_panels_(std::max<int64_t>(kProductBytes / (max_rows * kTileCols * 4), 1)) {
-    Scratch& scratch = Scratch::of_thread(carve(nullptr));
-    carve(&scratch);
-  }
+        group_panels_(std::max<int64_t>(kProductBytes / (max_rows * kTileCols * 4), 1)),
+        memory_(gemm, kernels, max_rows, group_panels_ * kTileCols, by_block_ || can_join_ ? kTileCols : 0),
+        operands_(gemm.operands.size()),
+        packed_sample_(memory_.expand_panels.size()) {}
 
   ~BlockWorker() {
     if (by_block_) kernels_.release();
@@ -54,16 +51,16 @@ class BlockWorker {
     for (size_t i = 0; i < gemm_.operands.size(); ++i) {
       const Rows& rows = gemm_.operands[i];
       const char* source = static_cast<const char*>(rows.data) + begin * rows.stride * size_of(gemm_.dtype);
-      if (in_place(rows)) {
+      if (read_in_place(gemm_, rows, kernels_)) {
         operands_[i] = {source, rows.stride};
         continue;
       }
       const int64_t stride = round_up(rows.depth, 2);
       for (int64_t row = 0; row < end - begin; ++row) {
         kernels_.convert_row(source + row * rows.stride * size_of(gemm_.dtype), gemm_.dtype, rows.depth,
-                             low_ == Panel::kPairs, converted_[i] + row * stride * row_bytes_);
+                             low_ == Panel::kPairs, memory_.converted[i] + row * stride * row_bytes_);
       }
-      operands_[i] = {converted_[i], stride};
+      operands_[i] = {memory_.converted[i], stride};
     }
   }
 
@@ -116,10 +113,6 @@ class BlockWorker {
     int64_t stride;
   };
 
-  bool in_place(const Rows& rows) const {
-    return gemm_.dtype == Dtype::kFloat || (low_ == Panel::kPairs && rows.depth % 2 == 0);
-  }
-
   // One S of low rank, and the first output is of the same row operands.
   static bool joinable(const LowRankGemm& gemm) {
     if (gemm.shrinks.size() != 1 || gemm.shrinks[0].rank > kJointRank || gemm.outputs.empty()) return false;
@@ -152,44 +145,6 @@ class BlockWorker {
            std::all_of(terms.begin(), terms.end(), [](const auto& term) { return term.factor.col_stride == 1; });
   }
 
-  // Takes the working memory from scratch; with null only adds up its size.
-  int64_t carve(Scratch* scratch) {
-    int64_t bytes = 0;
-    const auto take = [&](int64_t size) {
-      bytes += Scratch::padded(size);
-      return scratch ? scratch->take(size) : nullptr;
-    };
-    converted_.clear();
-    rounded_s_.clear();
-    shrink_panels_.clear();
-    expand_panels_.clear();
-    for (const Rows& rows : gemm_.operands) {
-      converted_.push_back(in_place(rows) ? nullptr : take(max_rows_ * round_up(rows.depth, 2) * row_bytes_));
-    }
-    for (const Shrink& shrink : gemm_.shrinks) {
-      rounded_s_.push_back(low_ == Panel::kPairs ? take(max_rows_ * round_up(shrink.rank, 2) * 2) : nullptr);
-    }
-    for (const Rows& rows : gemm_.operands)
-      shrink_panels_.push_back(take(panel_bytes(low_, rows.depth)));
-    size_t expands = 0;
-    int64_t rank = 0;
-    for (const Output& output : gemm_.outputs)
-      expands = std::max(expands, output.expands.size());
-    for (const Shrink& shrink : gemm_.shrinks)
-      rank = std::max(rank, shrink.rank);
-    for (size_t i = 0; i < expands; ++i)
-      expand_panels_.push_back(take(panel_bytes(low_, rank)));
-    int64_t depth = 0;
-    for (const Rows& rows : gemm_.operands)
-      depth = std::max(depth, rows.depth);
-    row_ = reinterpret_cast<float*>(take(round_up(depth, 2) * 4));
-    products_ = reinterpret_cast<float*>(take(max_rows_ * group_panels_ * kTileCols * 4));
-    block_ = reinterpret_cast<float*>(take(by_block_ || can_join_ ? max_rows_ * kTileCols * 4 : 0));
-    operands_.resize(gemm_.operands.size());
-    packed_sample_.resize(expands);
-    return bytes;
-  }
-
   Strip strip(int operand, int64_t row, const void* panel, int64_t panel_stride) const {
     const Operand& rows = operands_[operand];
     return {rows.data + (row - begin_) * rows.stride * row_bytes_, rows.stride, panel, panel_stride,
@@ -202,7 +157,8 @@ class BlockWorker {
     const int64_t panel_stride = round_up(cols, 16);
     for (const ShrinkTerm& term : shrink.terms) {
       const Matrix factor = term.factor.block(sample, 0, col);
-      kernels_.pack(low_, factor, gemm_.operands[term.operand].depth, cols, shrink_panels_[term.operand], panel_stride);
+      const int64_t depth = gemm_.operands[term.operand].depth;
+      kernels_.pack(low_, factor, depth, cols, memory_.shrink_panels[term.operand], panel_stride);
     }
     const Destination to{nullptr, shrink.rank, true, gemm_.scales ? gemm_.scales[sample] : gemm_.scale, nullptr};
     if (joined_) return join_rows(shrink, begin, end, to.scale);
@@ -211,7 +167,7 @@ class BlockWorker {
       const int rows = std::min<int64_t>(end - row, kTileRows);
       for (size_t t = 0; t < shrink.terms.size(); ++t) {
         const int operand = shrink.terms[t].operand;
-        strips_[t] = strip(operand, row, shrink_panels_[operand], panel_stride);
+        strips_[t] = strip(operand, row, memory_.shrink_panels[operand], panel_stride);
       }
       fetch_rows(row + kTileRows, std::min(end_, row + 2 * kTileRows));
       Destination tile_to = to;
@@ -220,7 +176,7 @@ class BlockWorker {
     }
   }
 
-  // The same, the panels of its factors being packed, and with it the first panel of the first output, into block_.
+  // The same, the panels of its factors being packed, and with it the first panel of the first output, into the block.
   void join_rows(const Shrink& shrink, int64_t begin, int64_t end, float scale) {
     const int n = shrink.terms.size();
     for (int64_t row = begin; row < end; row += kJointRows) {
@@ -228,9 +184,9 @@ class BlockWorker {
       strips_.clear();
       add_bases(gemm_.outputs[0], 0, row);
       for (const ShrinkTerm& term : shrink.terms)
-        strips_.push_back(strip(term.operand, row, shrink_panels_[term.operand], kJointRank));
+        strips_.push_back(strip(term.operand, row, memory_.shrink_panels[term.operand], kJointRank));
       fetch_rows(row + kJointRows, std::min(end_, row + 2 * kJointRows));
-      kernels_.joint(rows, strips_.data(), strips_.data() + n, n, scale, block_ + (row - begin_) * kTileCols,
+      kernels_.joint(rows, strips_.data(), strips_.data() + n, n, scale, memory_.block + (row - begin_) * kTileCols,
                      shrink.s + row * shrink.rank, shrink.rank, shrink.rank);
     }
   }
@@ -240,9 +196,9 @@ class BlockWorker {
     for (const ShrinkTerm& term : shrink.terms) {
       const Rows& rows = gemm_.operands[term.operand];
       const char* source = static_cast<const char*>(rows.data) + row * rows.stride * size_of(gemm_.dtype);
-      kernels_.convert_row(source, gemm_.dtype, rows.depth, false, row_);
-      kernels_.row_product(row_, term.factor.block(sample, 0, col), rows.depth, cols, false, &term != &shrink.terms[0],
-                           c_);
+      kernels_.convert_row(source, gemm_.dtype, rows.depth, false, memory_.row);
+      kernels_.row_product(memory_.row, term.factor.block(sample, 0, col), rows.depth, cols, false,
+                           &term != &shrink.terms[0], c_);
     }
     const float scale = gemm_.scales ? gemm_.scales[sample] : gemm_.scale;
     for (int64_t j = 0; j < cols; ++j)
@@ -268,7 +224,7 @@ class BlockWorker {
       const Shrink& shrink = gemm_.shrinks[i];
       for (int64_t row = begin_; row < end_; ++row) {
         kernels_.convert_row(shrink.s + row * shrink.rank, Dtype::kFloat, shrink.rank, true,
-                             rounded_s_[i] + (row - begin_) * round_up(shrink.rank, 2) * 2);
+                             memory_.rounded_s[i] + (row - begin_) * round_up(shrink.rank, 2) * 2);
       }
     }
   }
@@ -287,7 +243,7 @@ class BlockWorker {
           const Shrink& shrink = gemm_.shrinks[term.shrink];
           kernels_.row_product(shrink.s + row * shrink.rank, term.factor.block(sample, 0, col), shrink.rank, end - col,
                                true, &term != &output.expands[0],
-                               products_ + (row - begin_) * group_panels_ * kTileCols);
+                               memory_.products + (row - begin_) * group_panels_ * kTileCols);
         }
       }
     }
@@ -308,7 +264,7 @@ class BlockWorker {
     int rows = 0;
     for (int64_t row = begin_; row < end_; row += rows) {
       rows = std::min<int64_t>(end_ - row, kTileRows);
-      float* c = ready ? block_ + (row - begin_) * kTileCols : c_;
+      float* c = ready ? memory_.block + (row - begin_) * kTileCols : c_;
       const Destination to = destination(output, row, col);
       if (row >= sample_end) {
         sample = gemm_.segments.find(row);
@@ -361,7 +317,7 @@ class BlockWorker {
   void begin_rows(const Output& output, int64_t row, int64_t rows, int64_t place, float* c) const {
     for (int64_t i = row; i < row + rows; ++i, c += kTileCols) {
       if (in_place(output.expands, gemm_.segments.find(i))) {
-        std::copy_n(products_ + ((i - begin_) * group_panels_ + place) * kTileCols, kTileCols, c);
+        std::copy_n(memory_.products + ((i - begin_) * group_panels_ + place) * kTileCols, kTileCols, c);
       } else {
         std::fill_n(c, kTileCols, 0.f);
       }
@@ -370,11 +326,11 @@ class BlockWorker {
 
   // block [rows x 48] = what its rows begin with + Σ bases, for all current rows at once.
   void multiply_block(const Output& output, int64_t panel, int64_t place) {
-    begin_rows(output, begin_, end_ - begin_, place, block_);
+    begin_rows(output, begin_, end_ - begin_, place, memory_.block);
     strips_.clear();
     add_bases(output, panel, begin_);
     for (const Strip& base : strips_)
-      kernels_.block_product(end_ - begin_, base, block_);
+      kernels_.block_product(end_ - begin_, base, memory_.block);
   }
 
   void add_bases(const Output& output, int64_t panel, int64_t row) {
@@ -396,14 +352,14 @@ class BlockWorker {
       const Shrink& shrink = gemm_.shrinks[index];
       const int64_t owner = factor.batch_stride ? sample : 0;
       if (packed_sample_[i] != owner) {
-        kernels_.pack(low_, factor.block(owner, 0, col), shrink.rank, cols, expand_panels_[i], kTileCols);
+        kernels_.pack(low_, factor.block(owner, 0, col), shrink.rank, cols, memory_.expand_panels[i], kTileCols);
         packed_sample_[i] = owner;
       }
       const bool rounded = low_ == Panel::kPairs;
       const int64_t stride = rounded ? round_up(shrink.rank, 2) : shrink.rank;
-      const char* s = rounded ? rounded_s_[index] + (row - begin_) * stride * 2
+      const char* s = rounded ? memory_.rounded_s[index] + (row - begin_) * stride * 2
                               : reinterpret_cast<const char*>(shrink.s + row * stride);
-      strips_.push_back({s, stride, expand_panels_[i], kTileCols, shrink.rank});
+      strips_.push_back({s, stride, memory_.expand_panels[i], kTileCols, shrink.rank});
     }
   }
 
@@ -411,7 +367,6 @@ class BlockWorker {
 
   const LowRankGemm& gemm_;
   const Kernels& kernels_;
-  const int64_t max_rows_;
   const Panel low_;
   const int64_t row_bytes_;
   // The bases are multiplied a whole row block at a time, not tile by tile.
@@ -419,15 +374,15 @@ class BlockWorker {
   // S may be computed along with the first panel; and for the current rows it was.
   const bool can_join_;
   bool joined_ = false;
-  // The current rows of S are in rounded_s_.
+  // The current rows of S are there in bf16.
   bool rounded_ = false;
   const int64_t group_panels_;
   int64_t begin_ = 0;
   int64_t end_ = 0;
+  BlockMemory memory_;
   std::vector<Operand> operands_;
-  std::vector<char*> converted_, rounded_s_, shrink_panels_, expand_panels_;
+  // Whose factor an expand panel holds.
   std::vector<int64_t> packed_sample_;
-  float *row_, *products_, *block_;
   std::vector<Strip> strips_;
   alignas(64) float c_[kTileRows * kTileCols];
 };

@@ -10,18 +10,26 @@
 namespace cora {
 namespace {
 
-// The rows that are multiplied with a panel of W while it is in L2. Fewer would read W more often, which costs more
-// than rows of x that come from L3 instead (at K = 11008: 1.1 times the frozen linear's time with 16 rows, 0.9 with
-// 64).
-constexpr int64_t kMaxBlockRows = 128;
+// The rows that are multiplied with a panel of W, while it is in L2, before the next panel is. With fewer W is read more
+// often, which costs more than rows of x that come from L3 instead: at K = 2048 to 11008 and 1024 rows, 128 took 1.03 to
+// 1.05 times as long, in bf16 and in fp32.
+constexpr int64_t kBlockRows = 512;
+// Rows that are converted first: the copies should stay in cache.
+constexpr int64_t kConvertedRows = 128;
 // With fewer rows than this for every thread, threads share the columns instead: each then reads its own part of W
 // once.
 constexpr int64_t kMinRowsPerThread = 64;
 
-// Calls block(first, last) for equal blocks of the rows [begin, end), in whole tiles.
+int64_t block_rows(const LowRankGemm& gemm, const Kernels& kernels) {
+  const bool in_place = std::all_of(gemm.operands.begin(), gemm.operands.end(),
+                                    [&](const Rows& rows) { return read_in_place(gemm, rows, kernels); });
+  return in_place ? kBlockRows : kConvertedRows;
+}
+
+// Calls block(first, last) for equal blocks of the rows [begin, end), at most `most` of them, in whole tiles.
 template <class Call>
-void for_blocks(int64_t begin, int64_t end, const Call& call) {
-  for (int64_t left = at::divup(end - begin, kMaxBlockRows); left > 0; --left) {
+void for_blocks(int64_t begin, int64_t end, int64_t most, const Call& call) {
+  for (int64_t left = at::divup(end - begin, most); left > 0; --left) {
     const int64_t stop = std::min(end, begin + round_up(at::divup(end - begin, left), kTileRows));
     call(begin, stop);
     begin = stop;
@@ -44,7 +52,8 @@ class Blocks {
         kernels_(kernels),
         panels_(panels),
         share_(share),
-        per_share_(at::divup(share, kMaxBlockRows)),
+        block_rows_(block_rows(gemm, kernels)),
+        per_share_(at::divup(share, block_rows_)),
         blocks_(per_share_ * at::divup(gemm.segments.rows, share)) {
     for (Block& block : blocks_)
       block.next = panels_;
@@ -52,10 +61,11 @@ class Blocks {
 
   // The rows of these shares, and then what is left of others.
   void run(int64_t first, int64_t last) {
-    BlockWorker worker(gemm_, kernels_, kMaxBlockRows);
+    BlockWorker worker(gemm_, kernels_, std::min(share_, block_rows_));
     for (int64_t i = first; i < last; ++i) {
       Block* block = blocks_.data() + i * per_share_;
-      for_blocks(i * share_, std::min(gemm_.segments.rows, (i + 1) * share_), [&](int64_t begin, int64_t end) {
+      const int64_t share_end = std::min(gemm_.segments.rows, (i + 1) * share_);
+      for_blocks(i * share_, share_end, block_rows_, [&](int64_t begin, int64_t end) {
         block->begin = begin;
         block->end = end;
         worker.load(begin, end);
@@ -85,6 +95,7 @@ class Blocks {
   const Kernels& kernels_;
   const int64_t panels_;
   const int64_t share_;
+  const int64_t block_rows_;
   const int64_t per_share_;
   std::vector<Block> blocks_;
 };
@@ -113,8 +124,9 @@ void run(const LowRankGemm& gemm, const Kernels& kernels) {
     }
   });
   at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
-    BlockWorker worker(gemm, kernels, kMaxBlockRows);
-    for_blocks(0, rows, [&](int64_t begin, int64_t end) {
+    const int64_t most = std::min(rows, block_rows(gemm, kernels));
+    BlockWorker worker(gemm, kernels, round_up(most, kTileRows));
+    for_blocks(0, rows, most, [&](int64_t begin, int64_t end) {
       worker.load(begin, end);
       worker.expand(first, last);
     });

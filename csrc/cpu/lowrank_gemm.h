@@ -75,4 +75,11 @@ inline Panel low_panel(Dtype dtype, const Kernels& kernels) {
   return dtype == Dtype::kBFloat16 && kernels.bf16_pairs ? Panel::kPairs : Panel::kFloat;
 }
 
+// Whether rows of an operand are multiplied as they are, without a copy in the type that is multiplied.
+inline bool read_in_place(const LowRankGemm& gemm, const Rows& rows, const Kernels& kernels) {
+  return gemm.dtype == Dtype::kFloat || (low_panel(gemm.dtype, kernels) == Panel::kPairs && rows.depth % 2 == 0);
+}
+
+inline int64_t panels_of(int64_t cols) { return (cols + kTileCols - 1) / kTileCols; }
+
 }  // namespace cora

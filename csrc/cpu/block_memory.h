@@ -1,0 +1,69 @@
+// The working memory of one thread that works off row blocks: pieces of its scratch memory.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "lowrank_gemm.h"
+#include "scratch.h"
+
+namespace cora {
+
+struct BlockMemory {
+  // Of each operand: its rows in the type that is multiplied (null where they are read in place), and a panel of its
+  // factor in a shrink.
+  std::vector<char*> converted, shrink_panels;
+  // Of each shrink, its S in bf16, where that is multiplied; of each term of an expand, a panel.
+  std::vector<char*> rounded_s, expand_panels;
+  // One row of an operand; [max_rows x products_cols]; [max_rows x block_cols].
+  float *row, *products, *block;
+
+  BlockMemory(const LowRankGemm& gemm, const Kernels& kernels, int64_t max_rows, int64_t products_cols,
+              int64_t block_cols) {
+    const auto carve = [&](Scratch* scratch) {
+      return take(gemm, kernels, max_rows, products_cols, block_cols, scratch);
+    };
+    carve(&Scratch::of_thread(carve(nullptr)));
+  }
+
+ private:
+  // Returns the bytes of all pieces. With null it only adds them up.
+  int64_t take(const LowRankGemm& gemm, const Kernels& kernels, int64_t max_rows, int64_t products_cols,
+               int64_t block_cols, Scratch* scratch) {
+    const Panel low = low_panel(gemm.dtype, kernels);
+    const int64_t element = low == Panel::kPairs ? 2 : 4;
+    int64_t bytes = 0;
+    const auto piece = [&](int64_t size) {
+      bytes += Scratch::padded(size);
+      return scratch ? scratch->take(size) : nullptr;
+    };
+    int64_t depth = 0, rank = 0;
+    size_t expands = 0;
+    for (const Rows& rows : gemm.operands)
+      depth = std::max(depth, rows.depth);
+    for (const Shrink& shrink : gemm.shrinks)
+      rank = std::max(rank, shrink.rank);
+    for (const Output& output : gemm.outputs)
+      expands = std::max(expands, output.expands.size());
+
+    converted.clear();
+    shrink_panels.clear();
+    rounded_s.clear();
+    expand_panels.clear();
+    for (const Rows& rows : gemm.operands) {
+      const bool in_place = read_in_place(gemm, rows, kernels);
+      converted.push_back(in_place ? nullptr : piece(max_rows * round_up(rows.depth, 2) * element));
+      shrink_panels.push_back(piece(panel_bytes(low, rows.depth)));
+    }
+    for (const Shrink& shrink : gemm.shrinks)
+      rounded_s.push_back(low == Panel::kPairs ? piece(max_rows * round_up(shrink.rank, 2) * 2) : nullptr);
+    for (size_t i = 0; i < expands; ++i)
+      expand_panels.push_back(piece(panel_bytes(low, rank)));
+    row = reinterpret_cast<float*>(piece(round_up(depth, 2) * 4));
+    products = reinterpret_cast<float*>(piece(max_rows * products_cols * 4));
+    block = reinterpret_cast<float*>(piece(max_rows * block_cols * 4));
+    return bytes;
+  }
+};
+
+}  // namespace cora
