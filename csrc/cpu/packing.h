@@ -27,9 +27,16 @@ inline void load_block(const Matrix& src, int64_t row, int64_t col, int64_t rows
     for (int i = 0; i < kWidth; ++i)
       block[i] = i < rows ? load_any(src.at(0, row + i, col), src.dtype, cols) : zero();
   } else if (src.row_stride == 1) {
-    for (int i = 0; i < kWidth; ++i)
-      block[i] = i < cols ? load_any(src.at(0, row, col + i), src.dtype, rows) : zero();
-    transpose(block);
+    const auto column = [&](int64_t i) { return i < cols ? load_any(src.at(0, row, col + i), src.dtype, rows) : zero(); };
+    if (rows <= kWidth / 2) {
+      for (int i = 0; i < kWidth / 2; ++i)
+        block[i] = join_halves(column(i), column(i + kWidth / 2));
+      transpose<kWidth / 2>(block);
+    } else {
+      for (int i = 0; i < kWidth; ++i)
+        block[i] = column(i);
+      transpose<kWidth>(block);
+    }
   } else {
     for (int i = 0; i < kWidth; ++i) {
       float lanes[kWidth] = {};
@@ -110,7 +117,7 @@ inline void store_transposed(const float* c, int64_t p, int64_t q, Dtype dtype, 
       Vec block[kWidth];
       for (int64_t i = 0; i < kWidth; ++i)
         block[i] = row + i < p ? load(c + (row + i) * kTileCols + col) : zero();
-      transpose(block);
+      transpose<kWidth>(block);
       char* out = static_cast<char*>(dst) + (col * dst_stride + row) * size_of(dtype);
       for (int64_t i = 0; i < smaller(kWidth, q - col); ++i) {
         store_any(out + i * dst_stride * size_of(dtype), dtype, block[i], p - row);

@@ -94,21 +94,29 @@ inline void store_bf16(uint16_t* p, Vec v, int64_t n) {
   store_bits(p, _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1)), n);
 }
 
+inline Vec join_halves(Vec a, Vec b) { return _mm256_insertf128_ps(a, _mm256_castps256_ps128(b), 1); }
+
+// The first N rows, N x N at a time side by side: N is the width, or half of it.
+template <int N>
 inline void transpose(Vec (&rows)[kWidth]) {
-  Vec pairs[kWidth];
-  for (int i = 0; i < kWidth; i += 2) {
+  Vec pairs[N];
+  for (int i = 0; i < N; i += 2) {
     pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
     pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
   }
-  Vec quads[kWidth];
-  for (int i = 0; i < kWidth; i += 4) {
+  Vec quads[N];
+  for (int i = 0; i < N; i += 4) {
     quads[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
     quads[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
     quads[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
     quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
   }
   for (int i = 0; i < 4; ++i) {
-    rows[i] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
-    rows[i + 4] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
+    if constexpr (N == kWidth) {
+      rows[i] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
+      rows[i + 4] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
+    } else {
+      rows[i] = quads[i];
+    }
   }
 }

@@ -95,18 +95,23 @@ inline void store_half(uint16_t* p, Vec v, int64_t n) {
 }
 inline void store_bf16(uint16_t* p, Vec v, int64_t n) { store_bits(p, to_bf16(v), n); }
 
-// Four rounds, each swapping the off-diagonal halves of ever larger 2 x 2 blocks.
+// The low halves of both.
+inline Vec join_halves(Vec a, Vec b) { return _mm512_insertf32x8(a, _mm512_castps512_ps256(b), 1); }
+
+// The first N rows, N x N at a time side by side: N is the width, or half of it. Every round swaps the off-diagonal
+// halves of ever larger 2 x 2 blocks.
+template <int N>
 inline void transpose(Vec (&rows)[kWidth]) {
   const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
 #pragma GCC unroll 4
-  for (int step = 1; step < kWidth; step *= 2) {
+  for (int step = 1; step < N; step *= 2) {
     const __m512i shift = _mm512_set1_epi32(step);
     const __mmask16 high = _mm512_test_epi32_mask(lane, shift);
     // Lane indices into (a, b), b's from 16 on: a keeps its low halves and takes b's, and the other way round.
     const __m512i from_low = _mm512_mask_add_epi32(lane, high, _mm512_sub_epi32(lane, shift), _mm512_set1_epi32(16));
     const __m512i from_high = _mm512_mask_add_epi32(_mm512_add_epi32(lane, shift), high, lane, _mm512_set1_epi32(16));
 #pragma GCC unroll 16
-    for (int i = 0; i < kWidth; ++i) {
+    for (int i = 0; i < N; ++i) {
       if (i & step) continue;
       const Vec a = rows[i];
       const Vec b = rows[i + step];

@@ -23,6 +23,8 @@ CASES = [
     Case(lengths=(2, 0, 9, 30, 1, 3), k=33, n=(60,), r=18, sample_b=True, one_a=False),
     Case(batch=3, length=8, k=96, n=(48, 16), r=8),
     Case(batch=2, length=300, k=20, n=(50,), r=4, sample_a=False),
+    # One thread's rows are far more work than the other's, who then takes panels of them.
+    Case(lengths=(*[1] * 40, 250), k=64, n=(150, 60), r=16, sample_b=True),
 ]
 DTYPES = [
     (torch.float32, None),
