@@ -127,8 +127,8 @@ template <Dtype dtype, int MR, int NV>
 }
 
 template <class Base, class Low, int MR, int NV>
-void block(const Strip* base, int n_base, const Strip* low, int n_low, bool add, float* c, const Destination* to,
-           int64_t row0, int64_t col0, int64_t cols) {
+[[gnu::always_inline]] inline void block(const Strip* base, int n_base, const Strip* low, int n_low, bool add, float* c,
+                                         const Destination* to, int64_t row0, int64_t col0, int64_t cols) {
   Vec acc[MR][NV];
   float* tile = c + row0 * kTileCols + col0;
 #pragma GCC unroll 8
@@ -155,14 +155,22 @@ void block(const Strip* base, int n_base, const Strip* low, int n_low, bool add,
   }
 }
 
+// Blocks one below the other.
+template <class Base, class Low, int MR, int NV>
+void column(const Strip* base, int n_base, const Strip* low, int n_low, bool add, float* c, const Destination* to,
+            int64_t row0, int64_t end, int64_t col0, int64_t cols) {
+  for (; row0 < end; row0 += MR)
+    block<Base, Low, MR, NV>(base, n_base, low, n_low, add, c, to, row0, col0, cols);
+}
+
 using BlockFn = void (*)(const Strip*, int, const Strip*, int, bool, float*, const Destination*, int64_t, int64_t,
-                         int64_t);
+                         int64_t, int64_t);
 
 template <class Base, class Low, class = std::make_integer_sequence<int, kBlockRows * kBlockVecs>>
 struct Blocks;
 template <class Base, class Low, int... I>
 struct Blocks<Base, Low, std::integer_sequence<int, I...>> {
-  static constexpr BlockFn table[] = {block<Base, Low, I / kBlockVecs + 1, I % kBlockVecs + 1>...};
+  static constexpr BlockFn table[] = {column<Base, Low, I / kBlockVecs + 1, I % kBlockVecs + 1>...};
 };
 
 template <class Base, class Low>
@@ -171,10 +179,11 @@ void tile(int rows, int cols, const Strip* base, int n_base, const Strip* low, i
   const int vecs = (cols + kWidth - 1) / kWidth;
   for (int vec = 0; vec < vecs; vec += kBlockVecs) {
     const int nv = smaller(vecs - vec, kBlockVecs);
-    for (int row = 0; row < rows; row += kBlockRows) {
+    for (int row = 0, end; row < rows; row = end) {
       const int mr = smaller(rows - row, kBlockRows);
-      Blocks<Base, Low>::table[(mr - 1) * kBlockVecs + nv - 1](base, n_base, low, n_low, add, c, to, row, vec * kWidth,
-                                                               cols);
+      end = row + (rows - row) / mr * mr;
+      Blocks<Base, Low>::table[(mr - 1) * kBlockVecs + nv - 1](base, n_base, low, n_low, add, c, to, row, end,
+                                                               vec * kWidth, cols);
     }
   }
 }
