@@ -64,6 +64,9 @@ inline void joint(int rows, const Strip* base, const Strip* low, int n, float sc
 constexpr int kOuterRows = 8;
 constexpr int kOuterVecs = kTileCols / kWidth;
 
+// How many of a vector's columns there are.
+inline int64_t columns_of(int v, int64_t cols) { return cols > v * kWidth ? cols - v * kWidth : 0; }
+
 // Up to 48 columns of two rows, side by side.
 template <bool whole>
 inline void pair_columns(const uint16_t* even, const uint16_t* odd, int64_t cols, Vec (&pairs)[kOuterVecs]) {
@@ -77,7 +80,7 @@ inline void pair_columns(const uint16_t* even, const uint16_t* odd, int64_t cols
   } else {
 #pragma GCC unroll 3
     for (int v = 0; v < kOuterVecs; ++v)
-      pairs[v] = pair_rows(even + v * kWidth, odd + v * kWidth, cols - v * kWidth);
+      pairs[v] = pair_rows(even + v * kWidth, odd + v * kWidth, columns_of(v, cols));
   }
 }
 
@@ -113,7 +116,7 @@ void outer_block(const float* narrow, int64_t narrow_stride, const uint16_t* wid
   if (depth == 1) {
 #pragma GCC unroll 3
     for (int v = 0; v < kOuterVecs; ++v)
-      pairs[v] = pair_bf16(load_bf16(wide + v * kWidth, cols - v * kWidth), zero());
+      pairs[v] = pair_bf16(load_bf16(wide + v * kWidth, columns_of(v, cols)), zero());
     step(pairs);
   }
 #pragma GCC unroll 8
