@@ -31,7 +31,6 @@ struct BlockMemory {
   int64_t take(const LowRankGemm& gemm, const Kernels& kernels, int64_t max_rows, int64_t products_cols,
                int64_t block_cols, Scratch* scratch) {
     const Panel low = low_panel(gemm.dtype, kernels);
-    const int64_t element = low == Panel::kPairs ? 2 : 4;
     int64_t bytes = 0;
     const auto piece = [&](int64_t size) {
       bytes += Scratch::padded(size);
@@ -52,7 +51,7 @@ struct BlockMemory {
     expand_panels.clear();
     for (const Rows& rows : gemm.operands) {
       const bool in_place = read_in_place(gemm, rows, kernels);
-      converted.push_back(in_place ? nullptr : piece(max_rows * round_up(rows.depth, 2) * element));
+      converted.push_back(in_place ? nullptr : piece(max_rows * round_up(rows.depth, 2) * row_bytes(low)));
       shrink_panels.push_back(piece(panel_bytes(low, rows.depth)));
     }
     for (const Shrink& shrink : gemm.shrinks)

@@ -30,7 +30,7 @@ class BlockWorker {
       : gemm_(gemm),
         kernels_(kernels),
         low_(low_panel(gemm.dtype, kernels)),
-        row_bytes_(low_ == Panel::kPairs ? 2 : 4),
+        row_bytes_(row_bytes(low_)),
         by_block_(low_ == Panel::kPairs && kernels.block_product),
         can_join_(low_ == Panel::kPairs && kernels.joint && !by_block_ && joinable(gemm)),
         group_panels_(std::max<int64_t>(kProductBytes / (max_rows * kTileCols * 4), 1)),

@@ -10,9 +10,9 @@
 namespace cora {
 namespace {
 
-// The rows that are multiplied with a panel of W, while it is in L2, before the next panel is. With fewer W is read more
-// often, which costs more than rows of x that come from L3 instead: at K = 2048 to 11008 and 1024 rows, 128 took 1.03 to
-// 1.05 times as long, in bf16 and in fp32.
+// The rows that are multiplied with a panel of W, while it is in L2, before the next panel is. With fewer W is read
+// more often, which costs more than rows of x that come from L3 instead: at K = 2048 to 11008 and 1024 rows, 128 took
+// 1.03 to 1.05 times as long in bf16, and 1.02 to 1.06 at K = 2048 and 4096 in fp32.
 constexpr int64_t kBlockRows = 512;
 // Rows that are converted first: the copies should stay in cache.
 constexpr int64_t kConvertedRows = 128;
@@ -20,6 +20,7 @@ constexpr int64_t kConvertedRows = 128;
 // once.
 constexpr int64_t kMinRowsPerThread = 64;
 
+// The most rows of a block.
 int64_t block_rows(const LowRankGemm& gemm, const Kernels& kernels) {
   const bool in_place = std::all_of(gemm.operands.begin(), gemm.operands.end(),
                                     [&](const Rows& rows) { return read_in_place(gemm, rows, kernels); });
@@ -47,13 +48,13 @@ struct Block {
 
 class Blocks {
  public:
-  Blocks(const LowRankGemm& gemm, const Kernels& kernels, int64_t panels, int64_t share)
+  Blocks(const LowRankGemm& gemm, const Kernels& kernels, int64_t panels, int64_t share, int64_t most)
       : gemm_(gemm),
         kernels_(kernels),
         panels_(panels),
         share_(share),
-        block_rows_(block_rows(gemm, kernels)),
-        per_share_(at::divup(share, block_rows_)),
+        most_(most),
+        per_share_(at::divup(share, most)),
         blocks_(per_share_ * at::divup(gemm.segments.rows, share)) {
     for (Block& block : blocks_)
       block.next = panels_;
@@ -61,11 +62,11 @@ class Blocks {
 
   // The rows of these shares, and then what is left of others.
   void run(int64_t first, int64_t last) {
-    BlockWorker worker(gemm_, kernels_, std::min(share_, block_rows_));
+    BlockWorker worker(gemm_, kernels_, std::min(share_, most_));
     for (int64_t i = first; i < last; ++i) {
       Block* block = blocks_.data() + i * per_share_;
       const int64_t share_end = std::min(gemm_.segments.rows, (i + 1) * share_);
-      for_blocks(i * share_, share_end, block_rows_, [&](int64_t begin, int64_t end) {
+      for_blocks(i * share_, share_end, most_, [&](int64_t begin, int64_t end) {
         block->begin = begin;
         block->end = end;
         worker.load(begin, end);
@@ -95,7 +96,7 @@ class Blocks {
   const Kernels& kernels_;
   const int64_t panels_;
   const int64_t share_;
-  const int64_t block_rows_;
+  const int64_t most_;
   const int64_t per_share_;
   std::vector<Block> blocks_;
 };
@@ -111,8 +112,9 @@ void run(const LowRankGemm& gemm, const Kernels& kernels) {
     panels += panels_of(output.cols);
 
   const int64_t share = round_up(at::divup(rows, threads), kTileRows);
+  const int64_t most = block_rows(gemm, kernels);
   if (panels == 0 || threads == 1 || rows >= threads * kMinRowsPerThread) {
-    Blocks blocks(gemm, kernels, panels, share);
+    Blocks blocks(gemm, kernels, panels, share, most);
     at::parallel_for(0, at::divup(rows, share), 1, [&](int64_t first, int64_t last) { blocks.run(first, last); });
     return;
   }
@@ -124,8 +126,7 @@ void run(const LowRankGemm& gemm, const Kernels& kernels) {
     }
   });
   at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
-    const int64_t most = std::min(rows, block_rows(gemm, kernels));
-    BlockWorker worker(gemm, kernels, round_up(most, kTileRows));
+    BlockWorker worker(gemm, kernels, std::min(rows, most));
     for_blocks(0, rows, most, [&](int64_t begin, int64_t end) {
       worker.load(begin, end);
       worker.expand(first, last);

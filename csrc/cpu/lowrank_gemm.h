@@ -75,6 +75,9 @@ inline Panel low_panel(Dtype dtype, const Kernels& kernels) {
   return dtype == Dtype::kBFloat16 && kernels.bf16_pairs ? Panel::kPairs : Panel::kFloat;
 }
 
+// The bytes of an element of rows that are multiplied with such panels.
+inline int64_t row_bytes(Panel low) { return low == Panel::kPairs ? 2 : 4; }
+
 // Whether rows of an operand are multiplied as they are, without a copy in the type that is multiplied.
 inline bool read_in_place(const LowRankGemm& gemm, const Rows& rows, const Kernels& kernels) {
   return gemm.dtype == Dtype::kFloat || (low_panel(gemm.dtype, kernels) == Panel::kPairs && rows.depth % 2 == 0);

@@ -131,7 +131,7 @@ class OuterWorker {
 
 void run(const Outer& outer, const Kernels& kernels) {
   const int64_t samples = outer.per_sample ? outer.segments.batch : 1;
-  const int64_t panels = at::divup(outer.wide_cols, kTileCols);
+  const int64_t panels = panels_of(outer.wide_cols);
   at::parallel_for(0, samples * panels, 1, [&](int64_t first, int64_t last) {
     OuterWorker worker(outer, kernels, std::min(panels, last - first));
     while (first < last) {

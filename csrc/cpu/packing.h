@@ -27,7 +27,9 @@ inline void load_block(const Matrix& src, int64_t row, int64_t col, int64_t rows
     for (int i = 0; i < kWidth; ++i)
       block[i] = i < rows ? load_any(src.at(0, row + i, col), src.dtype, cols) : zero();
   } else if (src.row_stride == 1) {
-    const auto column = [&](int64_t i) { return i < cols ? load_any(src.at(0, row, col + i), src.dtype, rows) : zero(); };
+    const auto column = [&](int64_t i) {
+      return i < cols ? load_any(src.at(0, row, col + i), src.dtype, rows) : zero();
+    };
     if (rows <= kWidth / 2) {
       for (int i = 0; i < kWidth / 2; ++i)
         block[i] = join_halves(column(i), column(i + kWidth / 2));

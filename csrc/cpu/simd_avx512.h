@@ -73,8 +73,8 @@ inline Vec pair_rows(const uint16_t* even, const uint16_t* odd, int64_t n) {
 
 // Two vectors of them: of whole rows, by one load each.
 inline void pair_rows(const uint16_t* even, const uint16_t* odd, Vec (&pairs)[2]) {
-  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
-                                       36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                       5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   const __m512i a = _mm512_loadu_si512(even), b = _mm512_loadu_si512(odd);
   pairs[0] = _mm512_castsi512_ps(_mm512_permutex2var_epi16(a, low, b));

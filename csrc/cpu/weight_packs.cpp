@@ -75,7 +75,7 @@ at::Tensor pack(const Place& place) {
   const Matrix source = place.transposed ? place.weight : place.weight.transposed();
   const int64_t depth = place.transposed ? place.rows : place.cols;
   const int64_t cols = place.transposed ? place.cols : place.rows;
-  const int64_t panels = at::divup(cols, kTileCols);
+  const int64_t panels = panels_of(cols);
   const int64_t bytes = panel_bytes(place.kind, depth);
   at::Tensor out = at::empty({panels * bytes}, at::kByte);
   char* data = static_cast<char*>(out.data_ptr());
