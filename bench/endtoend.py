@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cora import CoRAConfig, CoRAModel
-from cora.base import load_base, load_tokenizer
 from cora.collaborative import CollaborativeEmbeddings
-from cora.data import PromptCollator, PromptTemplate
+from cora.llm.loading import load_base, load_tokenizer
+from cora.prompts import PromptCollator, PromptTemplate
 
 NAME, BATCH, SHORTEST, LONGEST, DIM = "smollm2-135m", 16, 120, 200, 256
 WHAT = ("training step", "scoring batch")

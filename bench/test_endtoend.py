@@ -9,7 +9,7 @@ import torch
 from bench.endtoend import BATCH, CONTESTANTS, LONGEST, SHORTEST, WHAT, Setting, three_ways
 from bench.harness import CpuClock, CudaClock, Outcome, errors, interleaved
 from bench.memory import measured
-from cora.data import smollm2_135m
+from cora.llm.loading import smollm2_135m
 
 Times = Callable[[str], tuple[dict[str, Outcome], int]]
 

@@ -12,11 +12,12 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from cora.config import CoRAConfig
 from cora.data import NAMED_DATA
-from cora.data.sources import cache_folder
-from cora.evaluation import as_table
-from cora.runs import RunConfig, RunFolder, load_settings
+from cora.fetching import cache_folder
+from cora.methods.cora.config import CoRAConfig
+from cora.runs.folder import RunFolder
+from cora.runs.metrics import as_table
+from cora.runs.settings import RunConfig, load_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,14 +43,14 @@ def _train(options: argparse.Namespace) -> None:
     for name in ("cora", "trainer"):
         given[name] = {**(settings.get(name) or {}), **dict(getattr(options, name))}
     config = RunConfig.from_dict({**settings, **given})
-    from cora.training import train
+    from cora.runs.train import train
 
     result = train(config, options.out)
     print(f"\n{as_table(result)}\n\npicture  {RunFolder(options.out).picture}\nmodel    {RunFolder(options.out).model}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from cora.inference import evaluate
+    from cora.runs.recommend import evaluate
 
     result = evaluate(options.run, options.data, options.part, options.rows)
     print(f"\n{as_table(result)}")
@@ -58,7 +59,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from cora.inference import recommend
+    from cora.runs.recommend import recommend
 
     found = recommend(options.run, options.user, options.top, options.candidates)
     history = ", ".join(found.history[-3:])
@@ -75,7 +76,7 @@ def _info(options: argparse.Namespace) -> None:
         print(run.settings.read_text(encoding="utf-8"))
         print(as_table(json.loads(run.metrics.read_text(encoding="utf-8"))))
         return
-    from cora.base import NAMED_MODELS
+    from cora.llm.loading import NAMED_MODELS
     from cora_kernels.info import report
 
     print(report())

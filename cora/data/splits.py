@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from cora.data.formats import Interactions
+from cora.data.interactions import Interactions
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from cora.config import CoRAConfig
 from cora.generators.mlp import MLPGenerator
 from cora.generators.qformer import QFormerGenerator
+from cora.methods.cora.config import CoRAConfig
 
 _BY_NAME: dict[str, type[MLPGenerator | QFormerGenerator]] = {"mlp": MLPGenerator, "qformer": QFormerGenerator}
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cora.config import CoRAConfig
 from cora.generators.heads import LoRAHeads
+from cora.methods.cora.config import CoRAConfig
 
 
 class MLPGenerator(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from cora.config import CoRAConfig
 from cora.generators.heads import LoRAHeads
+from cora.methods.cora.config import CoRAConfig
 
 
 class QFormerGenerator(nn.Module):

@@ -130,7 +130,7 @@ def pad() -> Callable[[tuple[Tensor, list[int]], str], tuple[Tensor, Tensor]]:
 @pytest.fixture
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The number of linears in each call of the op that the layers make."""
-    import cora.layer
+    import cora.llm.layer
 
     calls: list[int] = []
 
@@ -141,6 +141,6 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
         return call
 
-    monkeypatch.setattr(cora.layer, "lora_linear", counted(cora.layer.lora_linear, lambda weight: 1))
-    monkeypatch.setattr(cora.layer, "lora_linear_group", counted(cora.layer.lora_linear_group, len))
+    monkeypatch.setattr(cora.llm.layer, "lora_linear", counted(cora.llm.layer.lora_linear, lambda weight: 1))
+    monkeypatch.setattr(cora.llm.layer, "lora_linear_group", counted(cora.llm.layer.lora_linear_group, len))
     yield calls

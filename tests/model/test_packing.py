@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import cora
-import cora.packing
+import cora.llm.packing
 from cora import CoRAConfig, CoRAModel
 from cora.collaborative import CollaborativeEmbeddings
-from cora.layer import LoRALinear
+from cora.llm.layer import LoRALinear
 from cora_kernels import native, use_backend
 
 USERS, ITEMS = torch.tensor([30, 10, 20, 10, 40]), torch.tensor([7, 5, 5, 6, 7])
@@ -37,19 +37,19 @@ def build(targets: Any) -> Callable[..., CoRAModel]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The cu_seqlens of every call of packed_attention."""
     seen: list[list[int]] = []
-    op = cora.packing.packed_attention
+    op = cora.llm.packing.packed_attention
 
     def spy(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, **options: Any) -> Tensor:
         seen.append(cu_seqlens.tolist())
         return op(q, k, v, cu_seqlens, **options)
 
-    monkeypatch.setattr(cora.packing, "packed_attention", spy)
+    monkeypatch.setattr(cora.llm.packing, "packed_attention", spy)
     return seen
 
 
 @needs_kernel
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("architecture", cora.packing._ARCHITECTURES)
+@pytest.mark.parametrize("architecture", cora.llm.packing._ARCHITECTURES)
 def test_packed_is_padded(
     make_base: Any, build: Any, prompts: Any, pad: Any, calls: Any, architecture: str, side: str
 ) -> None:

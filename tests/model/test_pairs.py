@@ -3,7 +3,7 @@
 import torch
 
 from cora.collaborative import CollaborativeEmbeddings
-from cora.pairs import Pairs
+from cora.generators.pairs import Pairs
 
 
 def test_vectors_are_standardised_and_the_affinity_is_the_inner_product() -> None:

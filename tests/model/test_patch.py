@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import cora
-from cora.layer import LoRALinear
+from cora.llm.layer import LoRALinear
 from cora_kernels import use_backend
 
 IDS = torch.randint(3, 101, (3, 7), generator=torch.Generator().manual_seed(1))
@@ -192,12 +192,12 @@ def test_siblings_of_different_scaling_are_apart(make_base: Any, make_deltas: An
 def test_one_a_for_all_siblings_reaches_the_op_as_one(
     make_base: Any, make_deltas: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import cora.layer
+    import cora.llm.layer
 
     seen = []
-    op = cora.layer.lora_linear_group
+    op = cora.llm.layer.lora_linear_group
     monkeypatch.setattr(
-        cora.layer, "lora_linear_group", lambda x, w, a, *r, **k: seen.append(a) or op(x, w, a, *r, **k)
+        cora.llm.layer, "lora_linear_group", lambda x, w, a, *r, **k: seen.append(a) or op(x, w, a, *r, **k)
     )
     base = make_base("llama", num_hidden_layers=1)
     patch = cora.patch(base, ["q_proj", "k_proj", "v_proj"])

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 import cora
 from cora import Patch
-from cora.layer import LoRALinear
+from cora.llm.layer import LoRALinear
 
 
 def snapshot(model: nn.Module) -> list[Any]:

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from cora import CoRAConfig, CoRAModel
 from cora.collaborative import CollaborativeEmbeddings
-from cora.data import smollm2_135m
+from cora.llm.loading import smollm2_135m
 from cora_kernels import use_backend
 
 TITLES = ["Toy Story (1995)", "Heat (1995)", "Fargo (1996)"]

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from cora.data import PromptCollator, PromptDataset, PromptTemplate
+from cora.prompts import PromptCollator, PromptDataset, PromptTemplate
 
 TITLES = {10: "Alien (1979)", 11: "Brazil (1985)", 12: "Casablanca (1942)", 13: "Braces {history}"}
 SHORT = PromptTemplate("Liked {history}. {title}?", no_history="nothing")

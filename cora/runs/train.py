@@ -21,13 +21,15 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from cora.base import chosen_dtype, load_base, load_tokenizer
 from cora.collaborative import CollaborativeEmbeddings, train_mf
-from cora.data import PromptCollator, PromptDataset, Splits
-from cora.evaluation import collaborative_scores, score_prompts, summary
-from cora.model import CoRAModel
-from cora.plots import training_picture
-from cora.runs import RunConfig, RunFolder
+from cora.data import Splits
+from cora.llm.loading import chosen_dtype, load_base, load_tokenizer
+from cora.methods.cora.model import CoRAModel
+from cora.prompts import PromptCollator, PromptDataset
+from cora.runs.folder import RunFolder
+from cora.runs.metrics import collaborative_scores, score_prompts, summary
+from cora.runs.pictures import training_picture
+from cora.runs.settings import RunConfig
 
 _KEY = ["user_id", "item_id", "label", "timestamp", "warm"]
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cora.cli import main
-from cora.runs import RunConfig
+from cora.runs.settings import RunConfig
 
 
 def options(settings: dict[str, Any]) -> list[str]:

@@ -3,7 +3,6 @@
 import csv
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cora.data.sources import movielens_100k
-
-NAMED_DATA: dict[str, Callable[[], Path]] = {"movielens-100k": movielens_100k}
+from cora.data.sources import NAMED_DATA
 
 _PARTS = ("train", "valid", "test")
 _TABLE_SUFFIXES = (".parquet", ".csv")

@@ -15,22 +15,23 @@ import torch
 
 from cora import CoRAModel
 from cora.collaborative import CollaborativeEmbeddings
-from cora.runs import RunConfig, RunFolder
-from cora.training import train
+from cora.runs.folder import RunFolder
+from cora.runs.settings import RunConfig
+from cora.runs.train import train
 
 KILLED = """
 import json, os, signal, sys
-import cora.training
-from cora.runs import RunConfig
+import cora.runs.train
+from cora.runs.settings import RunConfig
 
-class Killed(cora.training.Trainer):
+class Killed(cora.runs.train.Trainer):
     def training_step(self, *args, **kwargs):
         if self.state.global_step == int(sys.argv[3]):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().training_step(*args, **kwargs)
 
-cora.training.Trainer = Killed
-cora.training.train(RunConfig(**json.loads(sys.argv[1])), sys.argv[2])
+cora.runs.train.Trainer = Killed
+cora.runs.train.train(RunConfig(**json.loads(sys.argv[1])), sys.argv[2])
 """
 
 

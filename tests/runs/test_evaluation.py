@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cora.evaluation import as_table, metrics, summary
+from cora.runs.metrics import as_table, metrics, summary
 
 
 def rows_of(users: list[int], labels: list[int], warm: list[bool] | None = None) -> pd.DataFrame:

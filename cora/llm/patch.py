@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from cora.deltas import FLOATS, Delta, checked
-from cora.layer import LoRALinear, SiblingGroup
+from cora.llm.deltas import FLOATS, Delta, checked
+from cora.llm.layer import LoRALinear, SiblingGroup
 
 # Linears that one parent module applies to the same input, by the names that Hugging Face models give them.
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"), ("w1", "w3"))

@@ -14,18 +14,18 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from cora.base import load_base
 from cora.collaborative import CollaborativeEmbeddings
-from cora.config import CoRAConfig
-from cora.deltas import Delta
+from cora.files import misfit, write_files
 from cora.generators import build_generator
-from cora.head import AnswerHead
-from cora.inputs import Ids, Prompts, as_list, check_batch, repeated
-from cora.layer import LoRALinear
-from cora.packing import Packing, packed_arguments
-from cora.pairs import Pairs
-from cora.patch import patch
-from cora.saving import misfit, write_files
+from cora.generators.pairs import Pairs
+from cora.llm.batches import Ids, Prompts, as_list, check_batch, repeated
+from cora.llm.deltas import Delta
+from cora.llm.head import AnswerHead
+from cora.llm.layer import LoRALinear
+from cora.llm.loading import load_base
+from cora.llm.packing import Packing, packed_arguments
+from cora.llm.patch import patch
+from cora.methods.cora.config import CoRAConfig
 
 _CONFIG, _WEIGHTS, _EMBEDDINGS = "config.json", "model.safetensors", "embeddings.safetensors"
 

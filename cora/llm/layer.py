@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from cora.deltas import Delta
+from cora.llm.deltas import Delta
 from cora_kernels import lora_linear, lora_linear_group
 
 # What torch.nn.Module keeps a module's forward hooks in.

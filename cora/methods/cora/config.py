@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cora.data.prompts import DEFAULT_TEXT, PromptTemplate
+from cora.prompts import DEFAULT_TEXT, PromptTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,11 +9,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cora.base import chosen_dtype, load_tokenizer
-from cora.data import PromptCollator, PromptDataset
-from cora.evaluation import collaborative_scores, score_prompts, summary
-from cora.model import CoRAModel
-from cora.runs import RunConfig, RunFolder
+from cora.llm.loading import chosen_dtype, load_tokenizer
+from cora.methods.cora.model import CoRAModel
+from cora.prompts import PromptCollator, PromptDataset
+from cora.runs.folder import RunFolder
+from cora.runs.metrics import collaborative_scores, score_prompts, summary
+from cora.runs.settings import RunConfig
 
 
 def evaluate(run: str | Path, data: str | None = None, part: str = "test", rows: int = 0) -> dict[str, Any]:

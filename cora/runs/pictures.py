@@ -5,8 +5,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from cora.evaluation import METHODS
-from cora.saving import write_files
+from cora.files import write_files
+from cora.runs.metrics import METHODS
 
 _TRAIN, _CORA, _MF = "#7f8c9a", "#0b6fb8", "#c4621a"
 

@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from cora.runs import RunConfig
-from cora.training import train
+from cora.runs.settings import RunConfig
+from cora.runs.train import train
 
 PROMPT = "Liked {history} . Asked {title} ? Answer :"
 

@@ -1,0 +1,1 @@
+"""A frozen language model with deltas per sample; it knows no user, item or rating."""

@@ -1,0 +1,1 @@
+"""Ways to recommend with a language model."""

@@ -1,0 +1,7 @@
+"""Prompts: rows of interactions as text, as tokens and as batches."""
+
+from cora.prompts.collate import PromptCollator
+from cora.prompts.dataset import PromptDataset
+from cora.prompts.template import DEFAULT_TEXT, PromptTemplate
+
+__all__ = ["DEFAULT_TEXT", "PromptCollator", "PromptDataset", "PromptTemplate"]

@@ -1,0 +1,65 @@
+"""The folder that holds what a run makes."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from cora.files import write_files
+from cora.runs.settings import RunConfig, load_settings
+
+
+class RunFolder:
+    """Where everything of a run lies. A file appears whole or not at all, so what is there need not be made again."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.settings = self.path / "config.yaml"
+        self.embeddings = self.path / "embeddings.safetensors"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self.history = self.path / "history.json"
+        self.predictions = self.path / "predictions.parquet"
+        self.metrics = self.path / "metrics.json"
+        self.picture = self.path / "training.png"
+
+    @classmethod
+    def existing(cls, path: str | Path) -> "RunFolder":
+        """Raises FileNotFoundError unless a finished run is there."""
+        run = cls(path)
+        if not run.settings.is_file():
+            raise FileNotFoundError(f"run: {path} is not the folder of a run, {run.settings.name} is missing")
+        if not run.metrics.is_file():
+            raise FileNotFoundError(f"run: the training in {path} has not finished; `cora train` goes on with it")
+        return run
+
+    def open(self, config: RunConfig) -> None:
+        """Records the settings. Raises FileExistsError if the folder holds other things or a run of other settings."""
+        if self.settings.is_file():
+            now, then = _plain(config), _plain(self.config())
+            if other := [f"{name} {then[name]!r}, now {now[name]!r}" for name in now if now[name] != then[name]]:
+                raise FileExistsError(f"out: {self.path} holds a run with other settings: {'; '.join(other)}")
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise FileExistsError(f"out: {self.path} is not empty and holds no run")
+        elif self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"out: {self.path} is a file")
+        else:
+            self.write(self.settings, yaml.safe_dump(_plain(config), sort_keys=False))
+
+    def config(self) -> RunConfig:
+        return RunConfig.from_dict(load_settings(self.settings))
+
+    def write(self, path: Path, content: str | pd.DataFrame) -> None:
+        """Text as it is, a frame as parquet."""
+        if isinstance(content, str):
+            write_files(path.parent, {path.name: lambda file: file.write_text(content, encoding="utf-8")})
+        else:
+            write_files(path.parent, {path.name: lambda file: content.to_parquet(file, index=False)})
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    """The settings as a file holds them."""
+    return dict(json.loads(json.dumps(asdict(config))))
