@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from cora import CoRAConfig, CoRAModel
 from cora.collaborative import CollaborativeEmbeddings
+from cora.llm.deltas import Delta
 from cora.llm.loading import load_base, load_tokenizer
 from cora.prompts import PromptCollator, PromptTemplate
 
@@ -60,9 +61,14 @@ class Setting:
         torch.manual_seed(0)
         base = load_base(NAME, dtype=self.dtype).to(self.device)
         model = CoRAModel(base, self.config, self.embeddings).to(self.device)
-        for projection in model.projections.values():
-            nn.init.normal_(projection, std=0.05)
+        for matrix in matrices(model):
+            nn.init.normal_(matrix, std=0.05)
         return model.train()
+
+
+def matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Every P."""
+    return [parameter for name, parameter in model.named_parameters() if ".p." in name]
 
 
 class StockCoRA(nn.Module):
@@ -70,18 +76,18 @@ class StockCoRA(nn.Module):
 
     def __init__(self, model: CoRAModel) -> None:
         super().__init__()
-        self.pairs, self.generator, self.projections = model.pairs, model.generator, model.projections
+        self.pairs, self.generator = model.pairs, model.generator
         self.embeddings, self.config = model.embeddings, model.config
         names = list(model.patch.layers)
         self.base: Any = model.unpatch().requires_grad_(False)
-        self.generated: dict[int, Tensor] = {}
+        self.generated: dict[str, Delta] = {}
         for name in names:
-            self.base.get_submodule(name).register_forward_hook(self._adding(name.replace(".", "/")))
+            self.base.get_submodule(name).register_forward_hook(self._adding(name))
 
-    def _adding(self, key: str) -> Callable[..., Tensor]:
+    def _adding(self, name: str) -> Callable[..., Tensor]:
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            a = self.generated[args[0].shape[-1]].to(output.dtype)
-            return output + self.config.scaling * (args[0] @ a @ self.projections[key].to(output.dtype))
+            a, p, scaling = self.generated[name]
+            return output + scaling * (args[0] @ a.to(output.dtype) @ p.to(output.dtype))
 
         return add
 
@@ -175,6 +181,8 @@ def _readable() -> Setting:
 def _gradients(model: Any, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
     scores.backward(2 * labels.to(scores) - 1)
     named = {"scores": scores.detach()}
-    for name, part in (("d P", model.projections), ("d generator", model.generator)):
-        named[name] = torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None])
+    ps = matrices(model)
+    others = [p for p in model.generator.parameters() if all(p is not one for one in ps)]
+    for name, part in (("d P", ps), ("d generator", others)):
+        named[name] = torch.cat([p.grad.flatten() for p in part if p.grad is not None])
     return named

@@ -10,13 +10,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import pandas as pd
 import yaml
 
 from cora.data import NAMED_DATA
 from cora.fetching import cache_folder
-from cora.methods.cora.config import CoRAConfig
+from cora.generators import GENERATORS, generator_class
+from cora.methods import METHODS
+from cora.methods.config import MethodConfig
 from cora.runs.folder import RunFolder
-from cora.runs.metrics import as_table
+from cora.runs.metrics import as_table, joined, summary
 from cora.runs.settings import RunConfig, load_settings
 
 
@@ -50,7 +53,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from cora.runs.recommend import evaluate
+    from cora.runs.score import evaluate
 
     result = evaluate(options.run, options.data, options.part, options.rows)
     print(f"\n{as_table(result)}")
@@ -65,16 +68,17 @@ def _score(options: argparse.Namespace) -> None:
     history = ", ".join(found.history[-3:])
     print(f"user {options.user} liked {history or 'nothing so far'}" + (" most recently" if history else ""))
     for place, (title, probability, rank) in enumerate(
-        zip(found.table["title"], found.table["probability"], found.table["mf_rank"], strict=True), 1
+        zip(found.table["title"], found.table["probability"], found.table["collaborative_rank"], strict=True), 1
     ):
         print(f"{place:>3}  {probability:.3f}  {title}  (candidate {rank})")
 
 
 def _info(options: argparse.Namespace) -> None:
     if options.run:
-        run = RunFolder.existing(options.run)
-        print(run.settings.read_text(encoding="utf-8"))
-        print(as_table(json.loads(run.metrics.read_text(encoding="utf-8"))))
+        runs = [RunFolder.existing(run) for run in options.run]
+        for run in runs:
+            print(run.settings.read_text(encoding="utf-8"))
+        print(as_table(summary(joined([pd.read_parquet(run.predictions) for run in runs]))))
         return
     from cora.llm.loading import NAMED_MODELS
     from cora_kernels.info import report
@@ -98,15 +102,15 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser(
         "train",
-        help="train CoRA, compare it with its parts, save it",
-        description="Trains CoRA on interactions and leaves a folder with settings, metrics.json, predictions, a "
+        help="train a method, compare it with its parts, save it",
+        description="Trains a method on interactions and leaves a folder with settings, metrics.json, predictions, a "
         "picture and the model. The same command again goes on where it was stopped.",
-        epilog="Fields of CoRAConfig, for --cora:\n" + inspect.cleandoc(CoRAConfig.__doc__ or ""),
+        epilog=_fields_of_methods(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("--out", required=True, metavar="FOLDER", help="folder of the run")
     train.add_argument(
-        "--config", metavar="FILE", help="YAML or JSON file with these settings; options given here overrule it"
+        "--config", metavar="FILE", help="YAML or JSON file with these settings; options given here override it"
     )
     types = get_type_hints(RunConfig)
     for name, one in _settings().items():
@@ -118,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="N" if kind is not str else "NAME",
             help=one.metadata["help"].replace("%", "%%") + default,
         )
-    for name, what in (("cora", "CoRAConfig (below)"), ("trainer", "transformers' TrainingArguments")):
+    for name, what in (("cora", "the method's configuration (below)"), ("trainer", "transformers' TrainingArguments")):
         train.add_argument(
             f"--{name}",
             type=_pair,
@@ -147,16 +151,28 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--top", type=int, default=10, metavar="N", help="recommendations printed (default: 10)")
     score.add_argument(
         "--candidates", type=int, default=100, metavar="N",
-        help="unseen items that CoRA ranks: the best by the collaborative vectors (default: 100)",
+        help="unseen items that the method ranks: the best by the collaborative vectors (default: 100)",
     )  # fmt: skip
     score.set_defaults(command=_score)
 
     info = commands.add_parser(
         "info", help="versions, usable kernels, named data and models; or a run's settings and metrics"
     )
-    info.add_argument("--run", metavar="FOLDER", help="folder of a finished run")
+    info.add_argument(
+        "--run",
+        nargs="+",
+        metavar="FOLDER",
+        help="folder of a finished run; several that scored the same rows make one table",
+    )
     info.set_defaults(command=_info)
     return parser
+
+
+def _fields_of_methods() -> str:
+    """What --cora takes: the fields of every method's configuration, and the options of the generators."""
+    documented = [MethodConfig, *(method.Config for method in METHODS.values())]
+    documented += [generator_class(name).Options for name in GENERATORS]
+    return "\n\n".join(f"{one.__name__}, for --cora:\n{inspect.getdoc(one)}" for one in documented)
 
 
 def _pair(text: str) -> tuple[str, Any]:

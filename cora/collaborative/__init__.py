@@ -1,7 +1,13 @@
 """Collaborative filtering: vectors of users and items, trained here or brought along."""
 
 from cora.collaborative.embeddings import CollaborativeEmbeddings
+from cora.collaborative.fitting import FitResult
 from cora.collaborative.fold_in import FoldIn, pasts
-from cora.collaborative.mf import MFResult, train_mf
+from cora.collaborative.mf import train_mf
 
-__all__ = ["CollaborativeEmbeddings", "FoldIn", "MFResult", "pasts", "train_mf"]
+MFResult = FitResult  # the name that it had while matrix factorisation was the only model
+
+# name -> train(train, valid, dim, seed=...) -> its embeddings and its FitResult.
+COLLABORATIVE = {"mf": train_mf}
+
+__all__ = ["COLLABORATIVE", "CollaborativeEmbeddings", "FitResult", "FoldIn", "MFResult", "pasts", "train_mf"]

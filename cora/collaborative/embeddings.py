@@ -20,8 +20,8 @@ class CollaborativeEmbeddings:
     """e_u = users[row of u], e_i = items[row of i]; an id without a row has the mean of all rows.
 
     user_ids, item_ids: integers (int64 tensor or list) or str, unique; users: [U, d], items: [I, d], float, on the CPU.
-    Row U of users (I of items) stands for the mean: `lookup_users` and `lookup_items` give it for unknown ids, and
-    whoever keeps the matrices appends it.
+    Row U of users (I of items) stands for the mean: `lookup_users` and `lookup_items` give it for unknown ids,
+    `user_table` and `item_table` hold it.
 
     Raises ValueError for duplicate or missing ids, shapes that do not fit, no rows, and values that are not finite;
     TypeError for ids that are neither all integers nor all str, and for matrices that are not float.
@@ -45,6 +45,16 @@ class CollaborativeEmbeddings:
         """The id of each row of `items`."""
         return self._item_rows.ids
 
+    @property
+    def user_table(self) -> Tensor:
+        """`users` and, in the row after the last, their mean: [U + 1, d], what `lookup_users` gives rows of."""
+        return with_mean(self.users)
+
+    @property
+    def item_table(self) -> Tensor:
+        """`items` and, in the row after the last, their mean: [I + 1, d], what `lookup_items` gives rows of."""
+        return with_mean(self.items)
+
     def lookup_users(self, ids: Ids) -> Tensor:
         """int64 [n]: the row of each id, U for those unknown, which are warned of, each id once.
 
@@ -63,8 +73,8 @@ class CollaborativeEmbeddings:
         """<e_u, e_i> [n] of n pairs in the tables' dtype, what matrix factorisation ranks by. user_vectors [n, d]:
         the e_u, in place of the table's."""
         if user_vectors is None:
-            user_vectors = _with_mean(self.users)[self.lookup_users(user_ids)]
-        return (user_vectors * _with_mean(self.items)[self.lookup_items(item_ids)]).sum(1)
+            user_vectors = self.user_table[self.lookup_users(user_ids)]
+        return (user_vectors * self.item_table[self.lookup_items(item_ids)]).sum(1)
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file: users [U, d], items [I, d], user_ids and item_ids (int64 [n], or uint8 [n, bytes]
@@ -154,7 +164,8 @@ def _checked(name: str, matrix: Tensor) -> Tensor:
     return matrix.detach().cpu()
 
 
-def _with_mean(table: Tensor) -> Tensor:
+def with_mean(table: Tensor) -> Tensor:
+    """The table and, in the row after the last, its mean."""
     return torch.cat([table, table.mean(0, keepdim=True)])
 
 

@@ -1,51 +1,33 @@
 """What a call of the model is given: its checks, and what follows from the attention mask."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Ids = Tensor | Sequence[int] | Sequence[str]
 
-
-def check_batch(
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    user_ids: Ids,
-    item_ids: Ids,
-    labels: Tensor | None,
-    user_vectors: Tensor | None,
-    dim: int,
-) -> None:
-    """Raises ValueError naming the argument that does not fit the others."""
+def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:
+    """Raises ValueError naming the argument that does not fit the other: prompts [B, T] padded on either side."""
     if input_ids.dim() != 2:
         raise ValueError(f"input_ids: expected [B, T], got {list(input_ids.shape)}")
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask: expected the shape of input_ids {list(input_ids.shape)}, got {list(attention_mask.shape)}"
         )
-    batch = input_ids.shape[0]
-    for name, values in (("user_ids", user_ids), ("item_ids", item_ids)):
-        shape = list(values.shape) if isinstance(values, Tensor) else [len(values)]
-        if shape != [batch]:
-            raise ValueError(f"{name}: expected [{batch}], one per row of input_ids, got {shape}")
     if not bool(attention_mask.any(1).all()):
         row = int((~attention_mask.any(1)).nonzero()[0])
         raise ValueError(f"attention_mask: row {row} is all zero, a prompt without tokens")
     if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
         raise ValueError("attention_mask: expected 0 and 1 only")
-    if user_vectors is not None and (user_vectors.shape != (batch, dim) or not user_vectors.is_floating_point()):
-        raise ValueError(
-            f"user_vectors: expected float [{batch}, {dim}], one per row of input_ids and as wide as the embeddings, "
-            f"got {user_vectors.dtype} {list(user_vectors.shape)}"
-        )
-    if labels is not None:
-        if labels.shape != (batch,):
-            raise ValueError(f"labels: expected [{batch}], one per row of input_ids, got {list(labels.shape)}")
-        if not bool(((labels == 0) | (labels == 1)).all()):
-            other = labels[(labels != 0) & (labels != 1)][0].item()
-            raise ValueError(f"labels: expected 0 and 1 only, got {other}")
+
+
+def check_labels(labels: Tensor, batch: int) -> None:
+    """Raises ValueError unless the labels are 0 or 1, one for each of `batch` prompts."""
+    if labels.shape != (batch,):
+        raise ValueError(f"labels: expected [{batch}], one per row of input_ids, got {list(labels.shape)}")
+    if not bool(((labels == 0) | (labels == 1)).all()):
+        other = labels[(labels != 0) & (labels != 1)][0].item()
+        raise ValueError(f"labels: expected 0 and 1 only, got {other}")
 
 
 class Prompts(NamedTuple):
@@ -77,11 +59,3 @@ class Prompts(NamedTuple):
         batch, width = input_ids.shape
         starts = torch.arange(batch, device=order.device) * width
         return cls(input_ids.gather(1, order), starts + attention_mask.long().sum(1) - 1)
-
-
-def repeated(ids: Ids, copies: int) -> list[Any]:
-    return [one for one in as_list(ids) for _ in range(copies)]
-
-
-def as_list(ids: Ids) -> list[Any]:
-    return ids.tolist() if isinstance(ids, Tensor) else list(ids)

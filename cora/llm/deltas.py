@@ -1,10 +1,12 @@
 """Delta: the low-rank change of one linear, and what is checked of it."""
 
+from collections.abc import Sequence
 from numbers import Real
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -38,6 +40,25 @@ class LinearShape(Protocol):
 
     @property
     def weight(self) -> Tensor: ...
+
+
+def drop_inputs(deltas: dict[str, Delta], inputs: Sequence[Sequence[str]], probability: float) -> dict[str, Delta]:
+    """The deltas with dropout of the features of x: some rows of lora_a zero, [..., K, 1] at a time, the others larger.
+
+    That is dropping features of x with one mask for all positions of a sample, at no pass over x, and the same when
+    activation checkpointing recomputes the layer. inputs: the names of the linears that share an input, and hence a
+    mask.
+    """
+    dropped = {}
+    for names in inputs:
+        mask = functional.dropout(torch.ones_like(deltas[names[0]].lora_a[..., :1]), probability)
+        masked: dict[int, Tensor] = {}  # One tensor for all that share one: x·lora_a is then computed once.
+        for name in names:
+            delta = deltas[name]
+            if id(delta.lora_a) not in masked:
+                masked[id(delta.lora_a)] = delta.lora_a * mask
+            dropped[name] = delta._replace(lora_a=masked[id(delta.lora_a)])
+    return dropped
 
 
 def checked(what: str, value: object, layer: LinearShape) -> Delta:

@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cora.llm.deltas import FLOATS, Delta, checked
 from cora.llm.layer import LoRALinear, SiblingGroup
+from cora.llm.names import fits, layer_index
 
 # Linears that one parent module applies to the same input, by the names that Hugging Face models give them.
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"), ("w1", "w3"))
@@ -54,6 +55,12 @@ class Patch:
             weight.requires_grad_(False)
         for place in places:
             setattr(place.parent, place.child, place.layer)
+
+    @property
+    def inputs(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the patched linears, those of one input together."""
+        grouped = {name: names for names in self.groups for name in names}
+        return tuple(dict.fromkeys(grouped.get(name, (name,)) for name in self.layers))
 
     def set_deltas(
         self, deltas: Mapping[str, Delta | tuple[Tensor, ...]] | None, cu_seqlens: Tensor | None = None
@@ -105,7 +112,7 @@ class Patch:
         together = {name: names for names in self.groups for name in names}
         rows: dict[tuple[str, int, int, str], list[int]] = {}
         for name, layer in self.layers.items():
-            index = _layer_index(name)
+            index = layer_index(name)
             shown = name if index is None else name.replace(f".{index}.", ".#.", 1)
             siblings = ", ".join(sibling.rpartition(".")[2] for sibling in together.get(name, ()))
             row = rows.setdefault((shown, layer.in_features, layer.out_features, siblings), [])
@@ -127,7 +134,7 @@ class Patch:
             raise ValueError("deltas: empty; pass None for the base model's output")
         keys: dict[str, str] = {}
         for key in sorted(deltas, key=lambda key: (key != "*", len(key))):
-            fitting = [key] if key in self.layers else [name for name in self.layers if key == "*" or _fits(name, key)]
+            fitting = [key] if key in self.layers else [name for name in self.layers if key == "*" or fits(name, key)]
             if not fitting:
                 ends = dict.fromkeys(name.rpartition(".")[2] for name in self.layers)
                 raise KeyError(f"deltas: no patched linear is named {key!r} or ends so; patched are {', '.join(ends)}")
@@ -207,7 +214,7 @@ def _check_arguments(
     wanted = list(layers)
     if not all(isinstance(index, int) and not isinstance(index, bool) for index in wanted):
         raise TypeError(f"layers: expected whole numbers, got {layers!r}")
-    existing = {index for name, _ in model.named_modules() if (index := _layer_index(name)) is not None}
+    existing = {index for name, _ in model.named_modules() if (index := layer_index(name)) is not None}
     if missing := [index for index in wanted if index not in existing]:
         raise ValueError(f"layers: {missing} not in the model, which has layers {_ranges(sorted(existing)) or 'none'}")
     if not wanted:
@@ -222,8 +229,8 @@ def _find(
     found = []
     matched = set()
     for name, module in model.named_modules(remove_duplicate=False):
-        hits = [target for target in targets if _fits(name, target)]
-        if not hits or (layers is not None and _layer_index(name) not in layers):
+        hits = [target for target in targets if fits(name, target)]
+        if not hits or (layers is not None and layer_index(name) not in layers):
             continue
         _check_patchable(name, module)
         matched.update(hits)
@@ -265,15 +272,6 @@ def _groups(places: Iterable[_Place]) -> list[tuple[nn.Module, SiblingGroup]]:
             if len(siblings) > 1 and len({layer.in_features for layer in siblings}) == 1:
                 groups.append((parent, SiblingGroup(siblings)))
     return groups
-
-
-def _fits(name: str, end: str) -> bool:
-    return name == end or name.endswith("." + end)
-
-
-def _layer_index(name: str) -> int | None:
-    """The first number in a module's name: model.layers.3.self_attn.q_proj is of layer 3."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def _ranges(indices: list[int]) -> str:

@@ -45,7 +45,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
             raise ValueError("frame: no rows")
         self.template = template or PromptTemplate()
         self.max_length = max_length
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._user_ids = frame["user_id"].tolist()
         self._item_ids = frame["item_id"].tolist()
         self._labels = frame["label"].tolist()
@@ -91,7 +91,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
     def _encode(self, histories: list[list[str]], names: list[str]) -> list[list[int]]:
         """Token ids of each prompt, those too long without their oldest titles."""
         prompts = [self.template.render(history, name) for history, name in zip(histories, names, strict=True)]
-        ids = [self._without_end(row) for row in self._tokenizer(prompts)["input_ids"]]
+        ids = [self._without_end(row) for row in self.tokenizer(prompts)["input_ids"]]
         long = [i for i, row in enumerate(ids) if len(row) > self.max_length]
         for i in long:
             if not histories[i]:
@@ -106,4 +106,4 @@ class PromptDataset(Dataset[dict[str, Any]]):
         return ids
 
     def _without_end(self, ids: list[int]) -> list[int]:
-        return ids[:-1] if ids and ids[-1] == self._tokenizer.eos_token_id else ids
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids

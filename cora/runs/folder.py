@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from cora.collaborative import CollaborativeEmbeddings
 from cora.files import write_files
 from cora.runs.settings import RunConfig, load_settings
 
@@ -51,6 +52,10 @@ class RunFolder:
 
     def config(self) -> RunConfig:
         return RunConfig.from_dict(load_settings(self.settings))
+
+    def vectors(self) -> CollaborativeEmbeddings:
+        """The collaborative vectors of the run: a copy of those in the file that its settings name, or its own."""
+        return CollaborativeEmbeddings.load(self.embeddings)
 
     def write(self, path: Path, content: str | pd.DataFrame) -> None:
         """Text as it is, a frame as parquet."""

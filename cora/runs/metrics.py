@@ -1,43 +1,23 @@
 """How good scores are: AUC, UAUC and log-loss, over all rows and over the warm and the cold ones, as a table."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import log_loss, roc_auc_score
-from torch import Tensor
 
-from cora.collaborative import CollaborativeEmbeddings
-from cora.prompts import PromptCollator, PromptDataset
+from cora.methods import METHODS
 
-if TYPE_CHECKING:
-    from cora.methods.cora.model import CoRAModel
-
-METHODS = {"mf": "collaborative", "fold_in": "same, fold-in", "llm": "LLM alone", "cora": "CoRA"}
+# What identifies a scored row; every other column of predictions holds the scores of a method.
+KEY = ("user_id", "item_id", "label", "timestamp", "warm")
+_BASELINES = {"collaborative": "collaborative", "fold_in": "same, fold-in", "llm": "LLM alone"}
 _COLUMNS = ("auc", "uauc", "warm_auc", "warm_uauc", "cold_auc", "cold_uauc", "log_loss")
 
 
-def score_prompts(
-    model: "CoRAModel", prompts: PromptDataset, collate: PromptCollator, adapted: bool = True
-) -> np.ndarray:
-    """The score of every prompt, float32 [rows], by CoRA or, not `adapted`, by its language model alone."""
-    batch = collate([prompts[row] for row in range(len(prompts))])
-    ids, mask = (batch[name].to(model.base.device) for name in ("input_ids", "attention_mask"))
-    scores = model.score(
-        ids, mask, batch["user_ids"], batch["item_ids"], adapted=adapted, user_vectors=batch.get("user_vectors")
-    )
-    return np.asarray(scores.cpu())
-
-
-def collaborative_scores(
-    embeddings: CollaborativeEmbeddings, rows: pd.DataFrame, user_vectors: Tensor | None
-) -> pd.DataFrame:
-    """rows with a column mf, <e_u, e_i> of the tables, and fold_in, of user_vectors [rows, d], where they are given."""
-    pairs = rows["user_id"].tolist(), rows["item_id"].tolist()
-    scored = rows.assign(mf=embeddings.score(*pairs).float().numpy())
-    if user_vectors is not None:
-        scored["fold_in"] = embeddings.score(*pairs, user_vectors).float().numpy()
-    return scored
+def label_of(name: str) -> str:
+    """What tables and pictures call whatever made scores of that name."""
+    return _BASELINES.get(name) or (METHODS[name].label if name in METHODS else name)
 
 
 def metrics(rows: pd.DataFrame, scores: np.ndarray) -> dict[str, float | None]:
@@ -64,8 +44,8 @@ def metrics(rows: pd.DataFrame, scores: np.ndarray) -> dict[str, float | None]:
 
 
 def summary(rows: pd.DataFrame) -> dict[str, Any]:
-    """metrics.json of predictions: rows with user_id, label, warm and a column of scores for each method."""
-    methods = {name: metrics(rows, rows[name].to_numpy()) for name in METHODS if name in rows}
+    """metrics.json of predictions: rows with the columns of KEY and a column of scores for each method."""
+    methods = {name: metrics(rows, rows[name].to_numpy()) for name in rows if name not in KEY}
     counts = {"rows": len(rows), "positives": int(rows["label"].sum()), "users": int(rows["user_id"].nunique())}
     return counts | {"warm_rows": int(rows["warm"].sum()), "methods": methods}
 
@@ -75,7 +55,7 @@ def as_table(found: dict[str, Any]) -> str:
     lines = ["{:<14}".format("") + "".join(f"{name.replace('_', ' '):>12}" for name in _COLUMNS)]
     for method, values in found["methods"].items():
         cells = (f"{value:.4f}" if (value := values[name]) is not None else "-" for name in _COLUMNS)
-        lines.append(f"{METHODS[method]:<14}" + "".join(f"{cell:>12}" for cell in cells))
+        lines.append(f"{label_of(method):<14}" + "".join(f"{cell:>12}" for cell in cells))
     lines.append(
         f"{found['rows']} rows of {found['users']} users, {found['positives']} positive, {found['warm_rows']} warm"
     )
@@ -93,3 +73,16 @@ def _uauc(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float | 
     aucs = [_auc(labels[rows], scores[rows]) for rows in np.split(order, borders)]
     known = [auc for auc in aucs if auc is not None]
     return float(np.mean(known)) if known else None
+
+
+def joined(predictions: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The scores of several runs of the same rows side by side; of a method that several have, the first's.
+
+    Raises ValueError for runs that scored other rows.
+    """
+    first, *others = predictions
+    for other in others:
+        if not first[[*KEY]].equals(other[[*KEY]]):
+            raise ValueError("run: the runs scored different rows; give them the same data, split, seed and test_rows")
+        first = first.assign(**{name: other[name] for name in other if name not in first})
+    return first

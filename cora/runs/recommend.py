@@ -1,48 +1,21 @@
-"""A finished run put to use: labelled rows evaluated, items recommended to a user."""
+"""Items recommended to a user by a finished run."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from cora.llm.loading import chosen_dtype, load_tokenizer
-from cora.methods.cora.model import CoRAModel
-from cora.prompts import PromptCollator, PromptDataset
 from cora.runs.folder import RunFolder
-from cora.runs.metrics import collaborative_scores, score_prompts, summary
-from cora.runs.settings import RunConfig
-
-
-def evaluate(run: str | Path, data: str | None = None, part: str = "test", rows: int = 0) -> dict[str, Any]:
-    """The metrics, as in metrics.json, of a finished run on a part ("train", "valid", "test") of its own data or of
-    other data with the same ids. rows: that many drawn at random, 0 for all.
-
-    Raises FileNotFoundError unless a finished run is there, ValueError for a part that the data does not have.
-    """
-    folder = RunFolder.existing(run)
-    config = folder.config() if data is None else replace(folder.config(), data=data)
-    if rows < 0:
-        raise ValueError(f"rows: expected a whole number from 0, got {rows}")
-    interactions = config.interactions()
-    parts = config.splits(interactions).parts()
-    if part not in parts:
-        raise ValueError(f"part: {interactions.name} has {', '.join(parts)}, got {part!r}")
-    found = config.sampled(parts[part], rows).reset_index(drop=True)
-    model, score = _scorer(folder, config, interactions.titles)
-    vectors = config.user_vectors(model.embeddings, found, interactions.frame)
-    found = collaborative_scores(model.embeddings, found, vectors)
-    for method, adapted in (("llm", False), ("cora", True)):
-        found[method] = score(found, vectors, adapted)
-    return {"part": part} | summary(found)
+from cora.runs.prepare import prepare
+from cora.runs.score import load_model, score_prompts
 
 
 @dataclass(frozen=True)
 class Recommendations:
-    """history: titles the user liked, oldest first. table: item_id, title, probability, mf_rank, best first."""
+    """history: titles the user liked, oldest first. table: item_id, title, probability, collaborative_rank, the best
+    first."""
 
     history: list[str]
     table: pd.DataFrame
@@ -61,47 +34,33 @@ def recommend(run: str | Path, user: str, top: int = 10, candidates: int = 100) 
     if top < 1 or candidates < top:
         raise ValueError(f"top, candidates: expected 1 <= top <= candidates, got {top} and {candidates}")
     config = folder.config()
-    interactions = config.interactions()
-    frame = interactions.frame
+    prepared = prepare(config)
+    frame, titles = prepared.data.frame, prepared.data.titles
     chosen = _as_id(user, frame["user_id"])
-    model, score = _scorer(folder, config, interactions.titles)
+    embeddings = folder.vectors()
+    model = load_model(folder, config)
     rows = _unseen(frame, chosen)
     if not (frame["user_id"] == chosen).any():
-        model.embeddings.lookup_users([chosen])  # which reports it
+        embeddings.lookup_users([chosen])  # which reports it
     # Of all rows one and the same past, the whole: the vector of the first is that of all.
-    vectors = config.user_vectors(model.embeddings, rows[:1].assign(timestamp=np.iinfo(np.int64).max), frame)
+    vectors = prepared.user_vectors(embeddings, rows[:1].assign(timestamp=np.iinfo(np.int64).max))
     vectors = None if vectors is None else vectors.expand(len(rows), -1)
-    alone = model.embeddings.score(rows["user_id"].tolist(), rows["item_id"].tolist(), vectors).numpy()
+    alone = embeddings.score(rows["user_id"].tolist(), rows["item_id"].tolist(), vectors).numpy()
     best = np.argsort(-alone, kind="stable")[:candidates]
     rows, vectors = rows.iloc[best], None if vectors is None else vectors[: len(best)]
     liked = frame.loc[(frame["user_id"] == chosen) & (frame["label"] == 1), "item_id"].tolist()
-    history = liked[max(0, len(liked) - model.config.max_history) :]
-    scores = score(rows.assign(label=0, history=[history] * len(rows)), vectors, True)
+    history = liked[max(0, len(liked) - prepared.method_config.max_history) :]
+    scores = score_prompts(model, prepared.prompts(rows.assign(label=0, history=[history] * len(rows)), vectors))
     best = np.argsort(-scores, kind="stable")[:top]
     table = pd.DataFrame(
         {
             "item_id": rows["item_id"].to_numpy()[best],
-            "title": [interactions.titles[item] for item in rows["item_id"].to_numpy()[best].tolist()],
+            "title": [titles[item] for item in rows["item_id"].to_numpy()[best].tolist()],
             "probability": 0.5 + 0.5 * np.tanh(0.5 * scores[best]),
-            "mf_rank": best + 1,
+            "collaborative_rank": best + 1,
         }
     )
-    return Recommendations([interactions.titles[item] for item in history], table)
-
-
-def _scorer(folder: RunFolder, config: RunConfig, titles: dict[Any, str]) -> tuple[CoRAModel, Any]:
-    """The saved model, and a function from rows with histories and the vectors of their users, if the table's are not
-    to be used, adapted or not, to their scores."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = CoRAModel.from_pretrained(folder.model, dtype=chosen_dtype(config.dtype, device)).to(device)
-    tokenizer = load_tokenizer(config.model)
-    collate = PromptCollator(tokenizer)
-
-    def score(rows: pd.DataFrame, vectors: Tensor | None, adapted: bool) -> np.ndarray:
-        prompts = PromptDataset(rows, titles, tokenizer, model.config.template, model.config.max_length, vectors)
-        return score_prompts(model, prompts, collate, adapted)
-
-    return model, score
+    return Recommendations([titles[item] for item in history], table)
 
 
 def _unseen(frame: pd.DataFrame, user: Any) -> pd.DataFrame:

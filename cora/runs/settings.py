@@ -6,14 +6,11 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from torch import Tensor
 
-from cora.collaborative import CollaborativeEmbeddings, FoldIn, pasts
-from cora.data import Interactions, Splits, add_histories, load_interactions, split
-from cora.methods.cora.config import CoRAConfig
-
-USERS = (None, "fold-in", "table")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+from cora.checks import check_choice, check_int, is_number
+from cora.collaborative import COLLABORATIVE
+from cora.methods import METHODS, load_method
+from cora.methods.config import MethodConfig
 
 
 def _option(default: Any, text: str) -> Any:
@@ -23,8 +20,8 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass
 class RunConfig:
-    """Everything that decides what `cora train` does. `cora` and `trainer` hold fields of CoRAConfig and of
-    transformers' TrainingArguments by name, and overrule what is derived from the other settings.
+    """Everything that decides what `cora train` does. `cora` and `trainer` hold fields of the method's configuration
+    (CoRAConfig) and of transformers' TrainingArguments by name, and override what follows from the other settings.
 
     Raises TypeError or ValueError that names the field.
     """
@@ -32,17 +29,18 @@ class RunConfig:
     data: str = _option("", "named data set (movielens-100k), RecBole folder or .inter file, .parquet or .csv file, "
                             "or a folder with train, valid and maybe test files")  # fmt: skip
     model: str = _option("", "named model (smollm2-135m), or what transformers' from_pretrained takes")
+    method: str = _option("cora", f"way to recommend: {', '.join(METHODS)}")
     positive_rating: float = _option(4.0, "ratings from here on are label 1, where the data has no labels")
     split: str = _option("ratio", "how rows are split in time: ratio (8:1:1), dates or leave-last (of each user)")
     valid_from: str | None = _option(None, "split dates: first day of the validation rows, such as 2002-04-01")
     test_from: str | None = _option(None, "split dates: first day of the test rows")
     leave_last: int = _option(1, "split leave-last: test rows of each user, and validation rows before them")
-    embeddings: str | None = _option(None, "safetensors file of collaborative embeddings; none: matrix factorisation "
-                                           "is trained")  # fmt: skip
+    embeddings: str | None = _option(None, "safetensors file of collaborative embeddings; none: they are trained")
     users: str | None = _option(None, "vectors of users: fold-in, from what they rated before the row in question, for "
                                       "vectors whose inner product is the logit of a like; or table, their row of the "
                                       "embeddings (default: fold-in, but table with --embeddings)")  # fmt: skip
-    mf_dim: int = _option(32, "width of the vectors of matrix factorisation")
+    collaborative: str = _option("mf", f"model that makes the vectors: {', '.join(COLLABORATIVE)}")
+    dim: int = _option(32, "width of the vectors")
     dtype: str = _option("auto", "of the language model: float32, bfloat16, float16, or auto, which is bfloat16 where "
                                  "the device computes it fast")  # fmt: skip
     steps: int = _option(400, "optimiser steps at most")
@@ -64,56 +62,35 @@ class RunConfig:
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ValueError(f"{name}: expected a name or a path, got {getattr(self, name)!r}")
         for name, least in _LEAST.items():
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not whole or value < least:
-                raise ValueError(f"{name}: expected a whole number from {least}, got {value!r}")
+            check_int(name, getattr(self, name), least)
         for name in ("positive_rating", "learning_rate", "weight_decay", "max_minutes"):
             value = getattr(self, name)
             if value is None and name == "max_minutes":
                 continue
-            if not isinstance(value, int | float) or isinstance(value, bool):
+            if not is_number(value):
                 raise TypeError(f"{name}: expected a number, got {value!r}")
             if value < 0 or (value == 0 and name in ("learning_rate", "max_minutes")):
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
-        for name, choices in (("split", ("ratio", "dates", "leave-last")), ("dtype", DTYPES), ("users", USERS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: expected one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
         for name in ("cora", "trainer"):
             if not isinstance(getattr(self, name), dict):
                 raise TypeError(f"{name}: expected names with values, got {getattr(self, name)!r}")
-        self.model_config()
-
-    def interactions(self) -> Interactions:
-        return load_interactions(self.data, self.positive_rating)
-
-    def splits(self, interactions: Interactions) -> Splits:
-        """Train, valid and, where there is one, test: with histories, and `warm` for rows of known user and item."""
-        by = "ratio" if "split" in interactions.frame else self.split
-        parts = split(interactions, by, valid_from=self.valid_from, test_from=self.test_from, last=self.leave_last)
-        parts = add_histories(parts, self.model_config().max_history)
-        users, items = (set(parts.train[name].tolist()) for name in ("user_id", "item_id"))
-        warm = {
-            name: frame.assign(warm=frame["user_id"].isin(users) & frame["item_id"].isin(items))
-            for name, frame in parts.parts().items()
-        }
-        return Splits(warm["train"], warm["valid"], warm.get("test"))
-
-    def user_vectors(
-        self, embeddings: CollaborativeEmbeddings, rows: pd.DataFrame, known: pd.DataFrame
-    ) -> Tensor | None:
-        """e_u [rows, d] of each row's user as of its time, from the interactions `known`; None for the table's."""
-        if (self.users or ("fold-in" if self.embeddings is None else "table")) == "table":
-            return None
-        return FoldIn(embeddings).vectors(*pasts(rows, known))
+        self.method_config()
 
     def sampled(self, frame: pd.DataFrame, rows: int) -> pd.DataFrame:
         """`rows` rows drawn at random, in their order; all of them for 0 or where there are no more."""
         return frame if rows == 0 or rows >= len(frame) else frame.sample(rows, random_state=self.seed).sort_index()
 
-    def model_config(self) -> CoRAConfig:
-        """The CoRAConfig of this run. Raises ValueError for a name in `cora` that it does not have."""
-        return CoRAConfig.from_dict({**self.cora, "base_model": self.model})
+    def method_config(self) -> MethodConfig:
+        """The method's configuration. Raises ValueError for a name in `cora` that it does not have."""
+        made: MethodConfig = load_method(self.method).Config.from_dict({**self.cora, "base_model": self.model})
+        return made
+
+    @property
+    def folds_in(self) -> bool:
+        """Whether users have the vectors of their past rather than their rows of the table."""
+        return (self.users or ("fold-in" if self.embeddings is None else "table")) == "fold-in"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
@@ -124,8 +101,12 @@ class RunConfig:
         return cls(**values)
 
 
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "method": tuple(METHODS), "split": ("ratio", "dates", "leave-last"), "collaborative": tuple(COLLABORATIVE),
+    "dtype": ("auto", "float32", "bfloat16", "float16"), "users": (None, "fold-in", "table"),
+}  # fmt: skip
 _LEAST = {
-    "leave_last": 1, "mf_dim": 3, "steps": 1, "batch_size": 1, "warmup_steps": 0, "eval_every": 1, "patience": 1,
+    "leave_last": 1, "dim": 3, "steps": 1, "batch_size": 1, "warmup_steps": 0, "eval_every": 1, "patience": 1,
     "valid_rows": 0, "test_rows": 0, "seed": 0,
 }  # fmt: skip
 

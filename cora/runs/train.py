@@ -1,4 +1,4 @@
-"""Trains CoRA on interactions: collaborative vectors, prompts, transformers' Trainer, and what a run leaves behind."""
+"""Trains a method on interactions: vectors, prompts, transformers' Trainer, and what a run leaves behind."""
 
 import json
 import time
@@ -21,34 +21,33 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from cora.collaborative import CollaborativeEmbeddings, train_mf
+from cora.collaborative import COLLABORATIVE, CollaborativeEmbeddings
 from cora.data import Splits
-from cora.llm.loading import chosen_dtype, load_base, load_tokenizer
-from cora.methods.cora.model import CoRAModel
+from cora.llm.loading import chosen_dtype, load_base
+from cora.methods import load_method
+from cora.methods.model import MethodModel
 from cora.prompts import PromptCollator, PromptDataset
 from cora.runs.folder import RunFolder
-from cora.runs.metrics import collaborative_scores, score_prompts, summary
+from cora.runs.metrics import summary
 from cora.runs.pictures import training_picture
+from cora.runs.prepare import prepare
+from cora.runs.score import collaborative_scores, score_prompts, unscored
 from cora.runs.settings import RunConfig
-
-_KEY = ["user_id", "item_id", "label", "timestamp", "warm"]
 
 
 def train(config: RunConfig, out: str | Path) -> dict[str, Any]:
     """Trains, evaluates and saves one run in the folder `out`; returns what its metrics.json holds.
 
     The test rows (the validation rows where the data has no test part) are scored by the collaborative vectors alone,
-    by the language model alone and by CoRA, whose best checkpoint by validation AUC is kept. Called again for the same
-    folder it goes on where it was stopped, from the last checkpoint, to the same losses.
+    by the language model alone and by the method, whose best checkpoint by validation AUC is kept. Called again for the
+    same folder it goes on where it was stopped, from the last checkpoint, to the same losses.
 
     Raises what reading the data and the model raises; FileExistsError for a folder that holds other things.
     """
     run = RunFolder(out)
-    data = config.interactions()
-    splits = config.splits(data)
+    prepared = prepare(config)
+    splits, method = prepared.splits, load_method(config.method)
     arguments = _arguments(config, run)
-    tokenizer = load_tokenizer(config.model)
-    settings = config.model_config().with_answer_ids(tokenizer)
     run.open(config)
     if run.metrics.is_file():
         print(f"{run.path} holds this run, finished")
@@ -57,29 +56,26 @@ def train(config: RunConfig, out: str | Path) -> dict[str, Any]:
     embeddings = _collaborative(config, run, splits)
     torch.manual_seed(config.seed)
     base = load_base(config.model, dtype=chosen_dtype(config.dtype, arguments.device))
-    model = CoRAModel(base, settings, embeddings).to(arguments.device)
+    model: MethodModel = method.Model(base, prepared.method_config, embeddings).to(arguments.device)
     print(model.patch)
     part, rows = _rows(config, splits)
     for frame in rows.values():
         # Unknown ids are reported at their first lookup: now, rather than between the lines of a progress bar.
         embeddings.score(frame["user_id"].tolist(), frame["item_id"].tolist())
-    vectors = {name: config.user_vectors(embeddings, frame, data.frame) for name, frame in rows.items()}
-    prompts = {
-        name: PromptDataset(frame, data.titles, tokenizer, settings.template, settings.max_length, vectors[name])
-        for name, frame in rows.items()
-    }
-    collate = PromptCollator(tokenizer)
+    vectors = {name: prepared.user_vectors(embeddings, frame) for name, frame in rows.items()}
+    prompts = {name: prepared.prompts(frame, vectors[name]) for name, frame in rows.items()}
     found = _earlier_predictions(run, rows[part])
     found = collaborative_scores(embeddings, found, vectors[part])
     if "llm" not in found:
         print(f"{len(found)} {part} rows scored by the language model alone")
-        found["llm"] = score_prompts(model, prompts[part], collate, adapted=False)
+        found["llm"] = score_prompts(model, prompts[part], adapted=False)
         run.write(run.predictions, found)
-    history = _fit(config, run, arguments, model, prompts, collate)
-    alone = collaborative_scores(embeddings, rows["valid"], vectors["valid"])
-    training_picture(history, {name: one["auc"] for name, one in summary(alone)["methods"].items()}, run.picture)
-    print(f"{len(found)} {part} rows scored by CoRA")
-    found["cora"] = score_prompts(model, prompts[part], collate)
+    history = _fit(config, run, arguments, model, prompts)
+    alone = collaborative_scores(embeddings, unscored(rows["valid"]), vectors["valid"])
+    levels = {name: one["auc"] for name, one in summary(alone)["methods"].items()}
+    training_picture(history, config.method, levels, run.picture)
+    print(f"{len(found)} {part} rows scored by {method.label}")
+    found[config.method] = score_prompts(model, prompts[part])
     run.write(run.predictions, found)
     result = {"part": part} | summary(found) | {"valid_auc": _best(history), "steps": history[-1]["step"]}
     run.write(run.metrics, json.dumps(result, indent=2) + "\n")
@@ -87,7 +83,7 @@ def train(config: RunConfig, out: str | Path) -> dict[str, Any]:
 
 
 def _arguments(config: RunConfig, run: RunFolder) -> TrainingArguments:
-    """TrainingArguments from the settings; those under `trainer` overrule the rest."""
+    """TrainingArguments from the settings; those under `trainer` override the rest."""
     chosen: dict[str, Any] = dict(
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
@@ -118,14 +114,16 @@ def _arguments(config: RunConfig, run: RunFolder) -> TrainingArguments:
 
 
 def _collaborative(config: RunConfig, run: RunFolder, splits: Splits) -> CollaborativeEmbeddings:
-    """The vectors of the run: those of the file named, those trained before, or matrix factorisation trained now."""
-    if config.embeddings is not None:
-        return CollaborativeEmbeddings.load(config.embeddings)
+    """The vectors of the run: those of the file named, those trained before, or those of a model trained now."""
     if not run.embeddings.is_file():
-        embeddings, result = train_mf(splits.train, splits.valid, config.mf_dim, seed=config.seed)
+        if config.embeddings is not None:
+            embeddings = CollaborativeEmbeddings.load(config.embeddings)
+        else:
+            fitted = COLLABORATIVE[config.collaborative]
+            embeddings, result = fitted(splits.train, splits.valid, config.dim, seed=config.seed)
+            print(f"{config.collaborative}: valid AUC {result.valid_auc:.4f} after {result.best_epoch + 1} epochs")
         embeddings.save(run.embeddings)
-        print(f"matrix factorisation: valid AUC {result.valid_auc:.4f} after {result.best_epoch + 1} epochs")
-    return CollaborativeEmbeddings.load(run.embeddings)
+    return run.vectors()
 
 
 def _rows(config: RunConfig, splits: Splits) -> tuple[str, dict[str, pd.DataFrame]]:
@@ -143,16 +141,15 @@ def _rows(config: RunConfig, splits: Splits) -> tuple[str, dict[str, pd.DataFram
 
 def _earlier_predictions(run: RunFolder, rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with the scores that an earlier, stopped call has written."""
-    return pd.read_parquet(run.predictions) if run.predictions.is_file() else rows[_KEY].reset_index(drop=True)
+    return pd.read_parquet(run.predictions) if run.predictions.is_file() else unscored(rows)
 
 
 def _fit(
     config: RunConfig,
     run: RunFolder,
     arguments: TrainingArguments,
-    model: CoRAModel,
+    model: MethodModel,
     prompts: dict[str, PromptDataset],
-    collate: PromptCollator,
 ) -> list[dict[str, Any]]:
     """Trains the model to its best checkpoint, from the last one there is; returns the Trainer's log."""
     checkpoint = _last_checkpoint(run.checkpoints)
@@ -163,7 +160,7 @@ def _fit(
     trainer = Trainer(
         model,
         arguments,
-        data_collator=collate,
+        data_collator=PromptCollator(prompts["train"].tokenizer),
         train_dataset=_in_batches_of_length(prompts["train"], arguments),
         eval_dataset=Subset(prompts["valid"], prompts["valid"].lengths.argsort(kind="stable").tolist()),
         compute_metrics=_valid_auc,

@@ -11,6 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from cora import CoRAConfig, CoRAModel
 from cora.collaborative import CollaborativeEmbeddings
+from cora.generators.shared_p import SharedP
+from cora.methods.samples import Samples
 from cora_kernels import use_backend
 
 USERS, ITEMS = torch.tensor([30, 10, 20, 10, 40]), torch.tensor([7, 5, 5, 6, 7])
@@ -18,19 +20,32 @@ YES, NO = 11, 23
 Build = Callable[..., CoRAModel]
 
 
+def matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Every P."""
+    return [p for module in model.modules() if isinstance(module, SharedP) for p in module.parameters()]
+
+
+GENERATORS = pytest.mark.parametrize("kind", ["mlp", "per_layer"])
+
+
 @pytest.fixture
-def build(targets: Any) -> Build:
+def kind() -> str:
+    return "mlp"
+
+
+@pytest.fixture
+def build(targets: Any, kind: str) -> Build:
     """build(base, trained=True, **changes): a CoRAModel in eval mode; trained: with P away from zero."""
 
     def make(base: PreTrainedModel, trained: bool = True, **changes: Any) -> CoRAModel:
         torch.manual_seed(1)
         fields: dict[str, Any] = dict(
-            r=3, target_modules=targets(base), generator="mlp", hidden_size=16, user_dropout=0.0, answer_ids=(YES, NO)
-        )
+            r=3, target_modules=targets(base), generator=kind, hidden_size=16, user_dropout=0.0, answer_ids=(YES, NO)
+        ) | dict(query_width=16, decoder_heads=2)
         embeddings = CollaborativeEmbeddings([10, 20, 30, 40], [5, 6, 7], 3 * torch.randn(4, 8) + 1, torch.randn(3, 8))
         model = CoRAModel(base, CoRAConfig(**(fields | changes)), embeddings)
         if trained:
-            for matrix in model.projections.values():
+            for matrix in matrices(model):
                 nn.init.normal_(matrix, std=2.0)
         return model.eval()
 
@@ -43,11 +58,13 @@ def full_logits(base: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def sampled(model: CoRAModel, users: Tensor = USERS, items: Tensor = ITEMS) -> dict[str, Tensor]:
-    """The A that each linear gets."""
-    model._adapt(users, items)
-    return {name: layer.delta.lora_a for name, layer in model.patch.layers.items()}
+    """The A that each linear gets; its deltas are set."""
+    deltas = model._dropped(Samples(users, items))
+    model.patch.set_deltas(deltas)
+    return {name: delta.lora_a for name, delta in deltas.items()}
 
 
+@GENERATORS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_zero_p_gives_the_base_logits_bit_for_bit(
     base: PreTrainedModel, build: Build, prompts: Any, pad: Any, dtype: torch.dtype
@@ -102,6 +119,7 @@ def test_a_batch_is_its_samples_one_by_one_in_bf16(
     assert errors[0] <= max(1.25 * errors[1], 6e-3)
 
 
+@GENERATORS
 @torch.no_grad()
 def test_a_batch_is_its_samples_one_by_one(base: PreTrainedModel, build: Build, prompts: Any, pad: Any) -> None:
     model = build(base)
@@ -116,6 +134,7 @@ def test_a_batch_is_its_samples_one_by_one(base: PreTrainedModel, build: Build, 
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
 
 
+@GENERATORS
 @torch.no_grad()
 def test_permuting_users_permutes_a_and_leaves_p(base: PreTrainedModel, build: Build) -> None:
     model = build(base)
@@ -129,6 +148,7 @@ def test_permuting_users_permutes_a_and_leaves_p(base: PreTrainedModel, build: B
     assert (before[name][0] - before[name][1]).abs().max() > 1e-3
 
 
+@GENERATORS
 @torch.no_grad()
 def test_the_bypass_is_the_merged_weight(base: PreTrainedModel, build: Build, prompts: Any, pad: Any) -> None:
     model = build(base)
@@ -161,14 +181,15 @@ def test_a_has_unit_norm(base: PreTrainedModel, build: Build) -> None:
         torch.testing.assert_close(lora_a.flatten(1).norm(dim=1), torch.ones(5), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("generator", ["mlp", "joint", "pair"])
+@pytest.mark.parametrize("generator", ["mlp", "per_layer", "joint", "pair"])
 def test_generator_and_p_alone_get_gradients_and_all_of_them_do(
     base: PreTrainedModel, build: Build, prompts: Any, pad: Any, generator: str
 ) -> None:
-    kind: dict[str, Any] = {} if generator == "mlp" else dict(generator="qformer", tokens=generator)
-    model = build(base, trained=False, num_blocks=2, num_heads=2, ffn_size=16, **kind).train()
+    qformer = generator in ("joint", "pair")
+    chosen: dict[str, Any] = dict(generator="qformer", tokens=generator) if qformer else dict(generator=generator)
+    model = build(base, trained=False, num_blocks=2, num_heads=2, ffn_size=16, **chosen).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    own = [*model.projections.parameters(), *(p for p in model.generator.parameters() if p.requires_grad)]
+    own = [parameter for parameter in model.generator.parameters() if parameter.requires_grad]
     assert {id(parameter) for parameter in trained} == {id(parameter) for parameter in own}
     optimizer = torch.optim.SGD(trained, lr=1.0)
     ids, mask = pad(prompts, "left")
@@ -176,10 +197,11 @@ def test_generator_and_p_alone_get_gradients_and_all_of_them_do(
     for step in range(2):
         optimizer.zero_grad()
         model(ids, mask, USERS, ITEMS, labels).loss.backward()
-        for matrix in model.projections.values():
+        for matrix in matrices(model):
             assert matrix.grad.abs().max() > 0
         if step == 0:
-            assert all(p.grad is None or not p.grad.any() for p in model.generator.parameters()), "P is zero"
+            others = [p for name, p in model.generator.named_parameters() if "p.matrices" not in name]
+            assert all(p.grad is None or not p.grad.any() for p in others), "P is zero"
         optimizer.step()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -188,6 +210,7 @@ def test_generator_and_p_alone_get_gradients_and_all_of_them_do(
             assert parameter.grad is None, name
 
 
+@GENERATORS
 @torch.no_grad()
 def test_left_and_right_padding_score_alike(base: PreTrainedModel, build: Build, prompts: Any, pad: Any) -> None:
     model = build(base)
@@ -195,6 +218,7 @@ def test_left_and_right_padding_score_alike(base: PreTrainedModel, build: Build,
     assert torch.equal(left, right)
 
 
+@GENERATORS
 @torch.no_grad()
 def test_scores_do_not_depend_on_neighbours(base: PreTrainedModel, build: Build, prompts: Any, pad: Any) -> None:
     model = build(base)
@@ -247,6 +271,7 @@ def test_loss_is_binary_cross_entropy(make_base: Any, build: Build, prompts: Any
     assert model(ids, mask, USERS, ITEMS).loss is None
 
 
+@GENERATORS
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_checkpointing_gives_the_same_gradients(
     base: PreTrainedModel, build: Build, prompts: Any, pad: Any, dropout: float
@@ -300,8 +325,8 @@ def test_unknown_ids_get_the_mean(make_base: Any, build: Build, prompts: Any, pa
         lora_a = sampled(model, torch.tensor([999, 10]), torch.tensor([5, 5]))
     first = next(iter(lora_a.values()))
     e_i, affinity = model.pairs.items[:1], model.pairs.item_part[:1]
-    expected = model.generator(torch.zeros(1, 8), e_i, affinity)[48]
-    torch.testing.assert_close(first[:1], expected)
+    expected = next(iter(model.generator(torch.zeros(1, 8), e_i, affinity).values()))
+    torch.testing.assert_close(first[:1], expected.lora_a)
 
 
 @torch.no_grad()

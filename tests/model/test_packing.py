@@ -12,11 +12,17 @@ import cora
 import cora.llm.packing
 from cora import CoRAConfig, CoRAModel
 from cora.collaborative import CollaborativeEmbeddings
+from cora.generators.shared_p import SharedP
 from cora.llm.layer import LoRALinear
 from cora_kernels import native, use_backend
 
 USERS, ITEMS = torch.tensor([30, 10, 20, 10, 40]), torch.tensor([7, 5, 5, 6, 7])
 needs_kernel = pytest.mark.skipif(native.availability() is not None, reason=f"cpu: {native.availability()}")
+
+
+def matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Every P."""
+    return [p for module in model.modules() if isinstance(module, SharedP) for p in module.parameters()]
 
 
 @pytest.fixture
@@ -26,7 +32,7 @@ def build(targets: Any) -> Callable[..., CoRAModel]:
         names = ("q_proj", "v_proj") if base.config.model_type == "phi" else targets(base)
         config = CoRAConfig(r=3, target_modules=names, hidden_size=16, user_dropout=0.0, answer_ids=(11, 23))
         model = CoRAModel(base, config, embeddings)
-        for matrix in model.projections.values():
+        for matrix in matrices(model):
             nn.init.normal_(matrix, std=2.0)
         return model.eval()
 

@@ -13,8 +13,14 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from cora import CoRAConfig, CoRAModel
 from cora.collaborative import CollaborativeEmbeddings
+from cora.generators.shared_p import SharedP
 
 IDS, MASK = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]]), torch.ones(2, 4, dtype=torch.long)
+
+
+def matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Every P."""
+    return [p for module in model.modules() if isinstance(module, SharedP) for p in module.parameters()]
 
 
 def build(base: PreTrainedModel, **changes: Any) -> CoRAModel:
@@ -25,7 +31,7 @@ def build(base: PreTrainedModel, **changes: Any) -> CoRAModel:
 
 def trained(base: PreTrainedModel, **changes: Any) -> CoRAModel:
     model = build(base, **changes).eval()
-    for matrix in model.projections.values():
+    for matrix in matrices(model):
         nn.init.normal_(matrix)
     return model
 
@@ -34,7 +40,7 @@ def scores(model: CoRAModel) -> torch.Tensor:
     return model.score(IDS, MASK, ["bo", "ann"], [6, 7])
 
 
-@pytest.mark.parametrize("generator", ["mlp", "qformer"])
+@pytest.mark.parametrize("generator", ["mlp", "qformer", "per_layer"])
 def test_round_trip(make_base: Any, tmp_path: Path, generator: str) -> None:
     model = trained(make_base("llama"), generator=generator, num_blocks=1, ffn_size=16)
     expected = scores(model)
@@ -45,7 +51,7 @@ def test_round_trip(make_base: Any, tmp_path: Path, generator: str) -> None:
         "model.safetensors",
     ]
     names = load_file(tmp_path / "model.safetensors").keys()
-    assert {name.partition(".")[0] for name in names} == {"generator", "projections"}
+    assert {name.partition(".")[0] for name in names} == {"generator"}
     base = model.unpatch()
     again = CoRAModel.from_pretrained(tmp_path, base)
     assert torch.equal(scores(again), expected)
@@ -72,20 +78,51 @@ def test_base_model_that_is_not_recorded(make_base: Any, tmp_path: Path) -> None
         CoRAModel.from_pretrained(tmp_path, make_base("llama"), dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(format=None), "config.json: a model of format 1, expected format 2"),
+        (dict(format=7), "config.json: a model of format 7, expected format 2"),
+        (dict(method="tallrec"), "config.json: a model of the method 'tallrec', expected 'cora'"),
+    ],
+    ids=["older", "newer", "other method"],
+)
+def test_folders_of_another_format_or_method(
+    make_base: Any, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    trained(make_base("llama")).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+    with pytest.raises(ValueError, match=message):
+        CoRAModel.from_pretrained(tmp_path, make_base("llama"))
+
+
 def test_missing_files(make_base: Any, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"not a saved CoRA model, config.json, model.safetensors, embedd"):
+    with pytest.raises(FileNotFoundError, match=r"not a saved cora model, config.json, model.safetensors, embedd"):
         CoRAModel.from_pretrained(tmp_path, make_base("llama"))
 
 
 MISFITS: list[tuple[str, dict[str, Any], str]] = [
-    ("fewer layers", dict(num_hidden_layers=1), "4 tensors unexpected, for example projections.model/layers/1/"),
-    ("more layers", dict(num_hidden_layers=3), "4 tensors missing, for example projections.model/layers/2/"),
+    (
+        "fewer layers",
+        dict(num_hidden_layers=1),
+        "4 tensors unexpected, for example generator.*model/layers/1/",
+    ),
+    (
+        "more layers",
+        dict(num_hidden_layers=3),
+        "4 tensors missing, for example generator.*model/layers/2/",
+    ),
     (
         "width",
         dict(hidden_size=32),
         "linears.32.bias; 2 tensors unexpected, for example generator.heads.linears.48.bias",
     ),
-    ("heads", dict(num_key_value_heads=4), r"of other shapes: projections.*k_proj is \[3, 24\], needed \[3, 48\]"),
+    (
+        "heads",
+        dict(num_key_value_heads=4),
+        r"of other shapes: generator.*k_proj is \[3, 24\], needed \[3, 48\]",
+    ),
 ]
 
 
@@ -103,12 +140,12 @@ def test_a_failed_save_leaves_the_old_model(make_base: Any, tmp_path: Path, monk
     model = trained(make_base("llama"))
     expected = scores(model)
     model.save_pretrained(tmp_path)
-    nn.init.zeros_(next(iter(model.projections.values())))
+    nn.init.zeros_(next(iter(matrices(model))))
 
     def full_disk(*args: Any, **kwargs: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("cora.methods.cora.model.save_file", full_disk)
+    monkeypatch.setattr("cora.methods.model.save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
         model.save_pretrained(tmp_path)
     assert not list(tmp_path.glob(".*"))
@@ -120,14 +157,14 @@ def test_a_failed_save_leaves_the_old_model(make_base: Any, tmp_path: Path, monk
 def test_state_dict_holds_generator_and_p_and_loads_strictly(make_base: Any) -> None:
     model = trained(make_base("llama"))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert all(name.startswith(("generator.", "projections.")) for name in state)
+    assert all(name.startswith("generator.") for name in state)
     expected = scores(model)
-    for matrix in model.projections.values():
+    for matrix in matrices(model):
         nn.init.zeros_(matrix)
     assert not torch.equal(scores(model), expected)
     model.load_state_dict(state)
     assert torch.equal(scores(model), expected)
-    with pytest.raises(RuntimeError, match=r"Missing key.*projections\.model/layers/0"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*matrices\.model/layers/0"):
         model.load_state_dict({name: tensor for name, tensor in state.items() if "layers/0" not in name})
 
 
@@ -160,7 +197,7 @@ def test_trainer_runs_it_as_it_is(make_base: Any, tmp_path: Path) -> None:
     )
     trainer = Trainer(model, arguments, train_dataset=Rows(), eval_dataset=Rows(), data_collator=collate)
     trainer.train()
-    assert all(matrix.any() for matrix in model.projections.values())
+    assert all(matrix.any() for matrix in matrices(model))
     saved = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
     assert saved.keys() == model.state_dict().keys()
     prediction = trainer.predict(Rows())

@@ -67,7 +67,7 @@ def settings(base_folder: Path, ratings: Path) -> dict[str, Any]:
     return dict(
         data=str(ratings),
         model=str(base_folder),
-        mf_dim=8,
+        dim=8,
         dtype="float32",
         steps=9,
         batch_size=8,

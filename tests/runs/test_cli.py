@@ -31,12 +31,12 @@ def test_train_by_options(
 
 
 @pytest.mark.parametrize("write", [yaml.safe_dump, json.dumps], ids=["yaml", "json"])
-def test_options_overrule_the_file(settings: dict[str, Any], tmp_path: Path, write: Any) -> None:
+def test_options_override_the_file(settings: dict[str, Any], tmp_path: Path, write: Any) -> None:
     (tmp_path / "settings").write_text(write(settings))
     given = ["--steps", "1", "--cora", "r=3"]
     assert main(["train", "--out", str(tmp_path / "run"), "--config", str(tmp_path / "settings"), *given]) == 0
     used = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert used["steps"] == 1 and used["cora"] == settings["cora"] | dict(r=3) and used["mf_dim"] == 8
+    assert used["steps"] == 1 and used["cora"] == settings["cora"] | dict(r=3) and used["dim"] == 8
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,6 +99,24 @@ def test_info(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--run", str(finished)]) == 0
     shown = capsys.readouterr().out
     assert "batch_size: 8" in shown and "LLM alone" in shown
+
+
+def test_runs_of_the_same_rows_make_one_table(
+    finished: Path, settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = settings | dict(method="tallrec", cora={name: settings["cora"][name] for name in ("r", "prompt")})
+    assert main(["train", "--out", str(tmp_path / "run"), *options(plain | dict(steps=2))]) == 0
+    shown = capsys.readouterr().out
+    assert "TALLRec" in shown and "CoRA" not in shown
+    assert main(["info", "--run", str(finished), str(tmp_path / "run")]) == 0
+    table = capsys.readouterr().out.splitlines()[-7:]
+    labels = [line[:14].strip() for line in table[1:-1]]
+    assert labels == ["collaborative", "same, fold-in", "LLM alone", "CoRA", "TALLRec"]
+    fewer = [option for option in options(plain | dict(steps=1)) if "test-rows" not in option]
+    assert main(["train", "--out", str(tmp_path / "fewer"), *fewer, "--test-rows", "20"]) == 0
+    capsys.readouterr()
+    assert main(["info", "--run", str(finished), str(tmp_path / "fewer")]) == 2
+    assert "run: the runs scored different rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

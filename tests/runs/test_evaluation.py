@@ -68,11 +68,13 @@ def test_no_rows() -> None:
 
 
 def test_summary_and_table() -> None:
-    rows = rows_of([1, 1, 2], [1, 0, 1], [True, True, False]).assign(mf=[0.0, 1.0, 2.0], cora=[1.0, 0.0, 2.0])
+    rows = rows_of([1, 1, 2], [1, 0, 1], [True, True, False]).assign(
+        collaborative=[0.0, 1.0, 2.0], cora=[1.0, 0.0, 2.0]
+    )
     found = summary(rows)
     assert (found["rows"], found["positives"], found["users"], found["warm_rows"]) == (3, 2, 2, 2)
-    assert found["methods"].keys() == {"mf", "cora"}
-    assert (found["methods"]["mf"]["auc"], found["methods"]["cora"]["auc"]) == (0.5, 1.0)
+    assert found["methods"].keys() == {"collaborative", "cora"}
+    assert (found["methods"]["collaborative"]["auc"], found["methods"]["cora"]["auc"]) == (0.5, 1.0)
     lines = as_table(found).splitlines()
     assert lines[1].split()[:2] == ["collaborative", "0.5000"] and lines[2].split()[:2] == ["CoRA", "1.0000"]
     assert "-" in lines[1].split()

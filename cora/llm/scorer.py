@@ -1,0 +1,121 @@
+"""Scorer: a frozen, patched causal LM that answers prompts, whatever their deltas come from."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from cora.llm.batches import Prompts
+from cora.llm.deltas import Delta
+from cora.llm.head import AnswerHead
+from cora.llm.layer import LoRALinear
+from cora.llm.packing import Packing, packed_arguments
+from cora.llm.patch import patch
+
+Deltas = Mapping[str, Delta]
+
+
+class Scorer:
+    """score = logit(yes) - logit(no), or logit(yes) alone, of the next token after each prompt.
+
+    base_model: a Hugging Face causal LM; until `remove` it is patched and frozen, and its output layer gives the logits
+    of `answer_ids` (one or two token ids) at the last position of each prompt alone. target_modules, layers: the
+    linears that deltas can change, as for `patch`.
+
+    Raises TypeError for a base_model that is no PreTrainedModel, ValueError for answers, modules or layers that it does
+    not have; it is then as it was.
+    """
+
+    def __init__(
+        self,
+        base_model: PreTrainedModel,
+        answer_ids: Sequence[int],
+        target_modules: Sequence[str],
+        layers: Sequence[int] | None = None,
+    ) -> None:
+        self._head_name, head = _output_layer(base_model)
+        _check_answer_ids(answer_ids, head)
+        self.base = base_model
+        self.patch = patch(base_model, target_modules, layers)
+        if self._head_name in self.patch.layers:
+            self.patch.remove()
+            raise ValueError(f"target_modules: {self._head_name} is the output layer, which CoRA cannot adapt")
+        self._trainable = [parameter for parameter in base_model.parameters() if parameter.requires_grad]
+        base_model.requires_grad_(False)
+        self._packing = Packing(base_model)
+        base_model.set_submodule(self._head_name, AnswerHead(head, answer_ids))
+
+    def prompts(self, input_ids: Tensor, attention_mask: Tensor) -> Prompts:
+        """The prompts of a padded batch [B, T] in the form that is faster here: packed, or padded on the right."""
+        kind = Prompts.packed if self._packing.serves(attention_mask) else Prompts.padded
+        return kind(input_ids, attention_mask)
+
+    def answer(self, prompts: Prompts, deltas: Deltas | None) -> Tensor:
+        """The score of every prompt [B] fp32 with these deltas, one sample each; None for the base model's own."""
+        self.patch.set_deltas(deltas, None if deltas is None else prompts.cu_seqlens)
+        packed = {}
+        if prompts.position_ids is not None and prompts.cu_seqlens is not None:
+            packed = packed_arguments(prompts.position_ids, prompts.cu_seqlens)
+        head = cast(AnswerHead, self.base.get_submodule(self._head_name))
+        head.rows = prompts.last
+        try:
+            answers = self.base(input_ids=prompts.input_ids, use_cache=False, **packed).logits
+        finally:
+            head.rows = None
+        answers = answers[:, 0].float()
+        return answers[:, 0] - answers[:, 1] if answers.shape[1] == 2 else answers[:, 0]
+
+    def score(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        deltas: Callable[[list[int]], Deltas | None],
+        batch_size: int,
+    ) -> Tensor:
+        """The scores of any number of prompts [N] fp32, in batches of prompts of similar length, each as wide as its
+        longest prompt. deltas: from the rows of a batch, what adapts them."""
+        scores = torch.empty(len(input_ids), dtype=torch.float32, device=input_ids.device)
+        by_length = attention_mask.sum(1).argsort(stable=True).tolist()
+        with tqdm(total=len(by_length), desc="scores", delay=2) as bar:
+            for start in range(0, len(by_length), batch_size):
+                rows = by_length[start : start + batch_size]
+                used = attention_mask[rows].any(0).nonzero()
+                columns = slice(int(used[0]), int(used[-1]) + 1)
+                prompts = self.prompts(input_ids[rows, columns], attention_mask[rows, columns])
+                scores[rows] = self.answer(prompts, deltas(rows))
+                bar.update(len(rows))
+        return scores
+
+    def remove(self) -> PreTrainedModel:
+        """Gives the base model back as it was before: the very same modules, requires_grad included."""
+        self.patch.remove()
+        self._packing.remove()
+        head = self.base.get_submodule(self._head_name)
+        if isinstance(head, AnswerHead):
+            self.base.set_submodule(self._head_name, head.head)
+        for parameter in self._trainable:
+            parameter.requires_grad_(True)
+        return self.base
+
+
+def _output_layer(base_model: PreTrainedModel) -> tuple[str, nn.Linear]:
+    """Name and module of the output layer of a base model."""
+    if not isinstance(base_model, PreTrainedModel):
+        raise TypeError(f"base_model: expected a transformers causal LM, got {type(base_model).__name__}")
+    head = base_model.get_output_embeddings()
+    name = next((name for name, module in base_model.named_modules() if module is head), None)
+    if isinstance(head, LoRALinear | AnswerHead):
+        raise ValueError(f"base_model: already patched ({name}); unpatch it first")
+    if name is None or type(head) is not nn.Linear:
+        raise ValueError(
+            f"base_model: {type(base_model).__name__} has no plain linear output layer to read answers from"
+        )
+    return name, head
+
+
+def _check_answer_ids(answer_ids: Sequence[int], head: nn.Linear) -> None:
+    if max(answer_ids) >= head.out_features:
+        raise ValueError(f"answer_ids: {max(answer_ids)} is outside the model's vocabulary of {head.out_features}")

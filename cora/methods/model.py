@@ -1,0 +1,277 @@
+"""MethodModel: a frozen language model with the deltas of one method, trained, scored and saved alike for all."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from cora.files import misfit, write_files
+from cora.llm.batches import check_labels, check_prompts
+from cora.llm.deltas import Delta, drop_inputs
+from cora.llm.loading import load_base
+from cora.llm.scorer import Scorer
+from cora.methods.config import MethodConfig
+from cora.methods.samples import Ids, Samples
+
+if TYPE_CHECKING:
+    from typing import Self
+
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+
+
+@dataclass
+class MethodOutput(ModelOutput):
+    """loss [] fp32 where labels were given; logits [B] fp32, the score of each sample, above 0 for yes."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class MethodModel(nn.Module):
+    """The score of a prompt by a frozen language model whose linears have the deltas that a method makes.
+
+    score = logit(yes) - logit(no), or logit(yes) alone, of the next token after the prompt. A method is a subclass: it
+    builds its trained parts after this constructor and makes the deltas of a batch in `deltas`. What it trains is fp32,
+    whatever the base model's dtype, and is all that the state dict holds.
+
+    base_model: a Hugging Face causal LM; it is patched and frozen until `unpatch`. config: needs `answer_ids`
+    (`with_answer_ids`).
+
+    Raises TypeError for a base_model that is no PreTrainedModel, ValueError for a configuration that does not fit it;
+    the base model is then as it was.
+    """
+
+    Config: ClassVar[type[MethodConfig]]
+    config: MethodConfig
+
+    def __init__(self, base_model: PreTrainedModel, config: MethodConfig) -> None:
+        super().__init__()
+        if config.answer_ids is None:
+            kind = type(config).__name__
+            raise ValueError(f"config: answer_ids is not set; use {kind}.with_answer_ids(tokenizer)")
+        self.scorer = Scorer(base_model, config.answer_ids, config.target_modules, config.layers)
+        self.config = replace(config, base_model=config.base_model or base_model.config.name_or_path or None)
+        self.base = base_model
+        self.register_state_dict_post_hook(_drop_base)
+        self.register_load_state_dict_post_hook(_allow_missing_base)
+
+    @property
+    def patch(self) -> Any:
+        """The handle of the patched language model."""
+        return self.scorer.patch
+
+    def deltas(self, samples: Samples) -> dict[str, Delta]:
+        """{linear name: Delta} of a batch: what the language model is for these users and items."""
+        raise NotImplementedError
+
+    @property
+    def vector_width(self) -> int | None:
+        """The width of the user_vectors that the method reads, None if it reads none."""
+        return None
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        user_ids: Ids,
+        item_ids: Ids,
+        labels: Tensor | None = None,
+        user_vectors: Tensor | None = None,
+    ) -> MethodOutput:
+        """The score of each prompt for its user and item, and its loss.
+
+        loss = mean binary cross-entropy with logits against labels. input_ids [B, T]; attention_mask [B, T] of 0 and 1,
+        padded left or right, None for no padding; user_ids, item_ids: B ids each, int64 tensor or list, as in the
+        embeddings; labels [B] of 0 and 1; user_vectors [B, d] float: e_u as of now, from a history encoder or `FoldIn`,
+        in place of the embeddings' rows.
+
+        Raises ValueError for shapes that do not fit, for other labels and for a prompt without tokens.
+        """
+        samples = Samples(user_ids, item_ids, user_vectors)
+        attention_mask = self._checked(input_ids, attention_mask, samples)
+        if labels is not None:
+            check_labels(labels, len(input_ids))
+        prompts = self.scorer.prompts(input_ids, attention_mask)
+        logits = self.scorer.answer(prompts, self._dropped(samples))
+        loss = None
+        if labels is not None:
+            loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
+        return MethodOutput(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        user_ids: Ids,
+        item_ids: Ids,
+        user_vectors: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' generate, adapted to the users and items: [B, T] prompts, padded left. KV cache, beams and
+        num_return_sequences work as there; dropout is off."""
+        samples = Samples(user_ids, item_ids, user_vectors)
+        attention_mask = self._checked(input_ids, attention_mask, samples)
+        if not bool(attention_mask[:, -1].all()):
+            raise ValueError("attention_mask: expected padding on the left, as generation continues the last position")
+        settings = kwargs.get("generation_config") or self.base.generation_config
+        copies = max(kwargs.get(name) or getattr(settings, name) or 1 for name in ("num_beams", "num_return_sequences"))
+        with self._evaluating():
+            self.patch.set_deltas(self._dropped(samples.repeated(copies)))
+            return cast(Any, self.base).generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    @torch.no_grad()
+    def score(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        user_ids: Ids,
+        item_ids: Ids,
+        batch_size: int = 32,
+        adapted: bool = True,
+        user_vectors: Tensor | None = None,
+    ) -> Tensor:
+        """The logits of `forward` for any number of prompts, [N] fp32: in batches of prompts of similar length, each as
+        wide as its longest prompt, without autograd and dropout. torch.sigmoid makes probabilities of them. Not
+        `adapted`, they are the base model's."""
+        samples = Samples(user_ids, item_ids, user_vectors)
+        attention_mask = self._checked(input_ids, attention_mask, samples)
+        with self._evaluating():
+            return self.scorer.score(
+                input_ids,
+                attention_mask,
+                lambda rows: self._dropped(samples.rows(rows)) if adapted else None,
+                batch_size,
+            )
+
+    def unpatch(self) -> PreTrainedModel:
+        """Gives the base model back as it was before: the very same modules, requires_grad included."""
+        return self.scorer.remove()
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Recomputes each layer of the base model in backward. Raises ValueError for use_reentrant=True."""
+        options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        if options["use_reentrant"]:
+            raise ValueError("use_reentrant: expected False; reentrant checkpointing loses the gradients of the deltas")
+        # Before transformers 5.21 the base model has the older name alone.
+        enable = getattr(self.base, "activation_checkpointing_enable", self.base.gradient_checkpointing_enable)
+        enable(options, **kwargs)
+        # Reentrant checkpointing alone needs the embeddings to require a gradient, which costs the first layer its dx.
+        self.base.disable_input_require_grads()
+
+    def activation_checkpointing_disable(self) -> None:
+        getattr(self.base, "activation_checkpointing_disable", self.base.gradient_checkpointing_disable)()
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """transformers' older name of `activation_checkpointing_enable`."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.activation_checkpointing_disable()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json, model.safetensors (what is trained) and the method's own files; the base model by name.
+
+        All are written under other names and renamed when whole.
+        """
+        weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        write_files(
+            Path(folder),
+            {
+                **self._own_files(),
+                _WEIGHTS: lambda path: save_file(weights, path, metadata={"format": "pt"}),
+                _CONFIG: lambda path: path.write_text(self.config.to_json_string(), encoding="utf-8"),
+            },
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, base_model: PreTrainedModel | None = None, **kwargs: Any) -> "Self":
+        """Reads what `save_pretrained` wrote, in eval mode. Without base_model, the recorded one is loaded; kwargs
+        (dtype, device_map, …) go to its from_pretrained.
+
+        Raises FileNotFoundError for a missing file, ValueError for a folder of another format or another method, and if
+        the weights do not fit the base model.
+        """
+        folder = Path(folder)
+        if missing := [name for name in cls._file_names() if not (folder / name).is_file()]:
+            label = cls.Config.method
+            raise FileNotFoundError(f"{folder}: not a saved {label} model, {', '.join(missing)} missing")
+        config = cls.Config.load(folder / _CONFIG)
+        if base_model is None:
+            if config.base_model is None:
+                raise ValueError(f"base_model: {folder} does not name its base model; pass it")
+            base_model = load_base(config.base_model, **kwargs)
+        elif kwargs:
+            raise ValueError(f"base_model was passed, so nothing is loaded with {', '.join(kwargs)}")
+        weights = load_file(folder / _WEIGHTS)
+        model = cls._built(base_model, config, folder)
+        if problem := misfit(weights, model.state_dict()):
+            model.unpatch()
+            raise ValueError(f"{folder / _WEIGHTS} does not fit {type(base_model).__name__}: {problem}")
+        model.load_state_dict(weights)
+        return model.eval()
+
+    @classmethod
+    def _file_names(cls) -> tuple[str, ...]:
+        return _CONFIG, _WEIGHTS
+
+    def _own_files(self) -> dict[str, Callable[[Path], object]]:
+        """What is saved besides, by file name: a writer each."""
+        return {}
+
+    @classmethod
+    def _built(cls, base_model: PreTrainedModel, config: Any, folder: Path) -> "Self":
+        """The model of a saved folder, its weights not yet loaded."""
+        raise NotImplementedError
+
+    def _checked(self, input_ids: Tensor, attention_mask: Tensor | None, samples: Samples) -> Tensor:
+        """The attention mask, of ones where there is none."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        check_prompts(input_ids, attention_mask)
+        samples.check(len(input_ids), self.vector_width)
+        return attention_mask
+
+    def _dropped(self, samples: Samples) -> dict[str, Delta]:
+        """The deltas of a batch; in training with dropout of x in the low-rank path."""
+        deltas = self.deltas(samples)
+        if self.training and self.config.dropout > 0:
+            return drop_inputs(deltas, self.patch.inputs, self.config.dropout)
+        return deltas
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Eval mode, and afterwards every module's own mode again."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def _is_base(key: str) -> bool:
+    return key.startswith("base.") or ".base." in key
+
+
+def _drop_base(module: nn.Module, state: dict[str, Tensor], prefix: str, local_metadata: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix + "base.")]:
+        del state[key]
+
+
+def _allow_missing_base(module: nn.Module, incompatible: Any) -> None:
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not _is_base(key)]

@@ -1,0 +1,1 @@
+"""TALLRec: plain LoRA on text alone, the baseline without collaborative vectors."""

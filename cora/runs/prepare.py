@@ -1,0 +1,57 @@
+"""What training, evaluation, scoring and recommendation share: the data of a run, and its rows as prompts."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from cora.collaborative import CollaborativeEmbeddings, FoldIn, pasts
+from cora.data import Interactions, Splits, add_histories, load_interactions, split
+from cora.llm.loading import load_tokenizer
+from cora.methods.config import MethodConfig
+from cora.prompts import PromptDataset
+from cora.runs.settings import RunConfig
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The interactions of a run, its tokenizer, and its method's configuration with the ids of the answers."""
+
+    config: RunConfig
+    data: Interactions
+    tokenizer: PreTrainedTokenizerBase
+    method_config: MethodConfig
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Train, valid and, where there is one, test: with histories, and `warm` for rows of known user and item."""
+        config = self.config
+        by = "ratio" if "split" in self.data.frame else config.split
+        parts = split(self.data, by, valid_from=config.valid_from, test_from=config.test_from, last=config.leave_last)
+        parts = add_histories(parts, self.method_config.max_history)
+        users, items = (set(parts.train[name].tolist()) for name in ("user_id", "item_id"))
+        warm = {
+            name: frame.assign(warm=frame["user_id"].isin(users) & frame["item_id"].isin(items))
+            for name, frame in parts.parts().items()
+        }
+        return Splits(warm["train"], warm["valid"], warm.get("test"))
+
+    def user_vectors(self, embeddings: CollaborativeEmbeddings, rows: pd.DataFrame) -> Tensor | None:
+        """e_u [rows, d] of each row's user as of its time, from all interactions; None for the table's."""
+        return FoldIn(embeddings).vectors(*pasts(rows, self.data.frame)) if self.config.folds_in else None
+
+    def prompts(self, rows: pd.DataFrame, user_vectors: Tensor | None) -> PromptDataset:
+        """The rows, which have histories, as the language model reads them."""
+        settings = self.method_config
+        return PromptDataset(
+            rows, self.data.titles, self.tokenizer, settings.template, settings.max_length, user_vectors
+        )
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Reads the data and the tokenizer of a run. Raises what reading them raises, and for answers that are no token."""
+    data = load_interactions(config.data, config.positive_rating)
+    tokenizer = load_tokenizer(config.model)
+    return Prepared(config, data, tokenizer, config.method_config().with_answer_ids(tokenizer))

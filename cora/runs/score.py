@@ -1,0 +1,79 @@
+"""Rows scored: by the collaborative vectors alone, by the language model alone, by a method."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cora.collaborative import CollaborativeEmbeddings
+from cora.llm.loading import chosen_dtype
+from cora.methods import load_method
+from cora.methods.model import MethodModel
+from cora.prompts import PromptCollator, PromptDataset
+from cora.runs.folder import RunFolder
+from cora.runs.metrics import KEY, summary
+from cora.runs.prepare import prepare
+from cora.runs.settings import RunConfig
+
+
+def evaluate(run: str | Path, data: str | None = None, part: str = "test", rows: int = 0) -> dict[str, Any]:
+    """The metrics, as in metrics.json, of a finished run on a part ("train", "valid", "test") of its own data or of
+    other data with the same ids. rows: that many drawn at random, 0 for all.
+
+    Raises FileNotFoundError unless a finished run is there, ValueError for a part that the data does not have.
+    """
+    folder = RunFolder.existing(run)
+    config = folder.config() if data is None else replace(folder.config(), data=data)
+    if rows < 0:
+        raise ValueError(f"rows: expected a whole number from 0, got {rows}")
+    prepared = prepare(config)
+    parts = prepared.splits.parts()
+    if part not in parts:
+        raise ValueError(f"part: {prepared.data.name} has {', '.join(parts)}, got {part!r}")
+    chosen = config.sampled(parts[part], rows).reset_index(drop=True)
+    embeddings = folder.vectors()
+    model = load_model(folder, config)
+    vectors = prepared.user_vectors(embeddings, chosen)
+    prompts = prepared.prompts(chosen, vectors)
+    found = collaborative_scores(embeddings, unscored(chosen), vectors)
+    for name, adapted in (("llm", False), (config.method, True)):
+        found[name] = score_prompts(model, prompts, adapted)
+    return {"part": part} | summary(found)
+
+
+def load_model(folder: RunFolder, config: RunConfig) -> MethodModel:
+    """The model of a finished run, on the GPU if there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    made = load_method(config.method).Model
+    model: MethodModel = made.from_pretrained(folder.model, dtype=chosen_dtype(config.dtype, device)).to(device)
+    return model
+
+
+def score_prompts(model: MethodModel, prompts: PromptDataset, adapted: bool = True) -> np.ndarray:
+    """The score of every prompt, float32 [rows], by the method or, not `adapted`, by its language model alone."""
+    batch = PromptCollator(prompts.tokenizer)([prompts[row] for row in range(len(prompts))])
+    ids, mask = (batch[name].to(model.base.device) for name in ("input_ids", "attention_mask"))
+    scores = model.score(
+        ids, mask, batch["user_ids"], batch["item_ids"], adapted=adapted, user_vectors=batch.get("user_vectors")
+    )
+    return np.asarray(scores.cpu())
+
+
+def unscored(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with what identifies them alone, for columns of scores beside it."""
+    return rows[[*KEY]].reset_index(drop=True)
+
+
+def collaborative_scores(
+    embeddings: CollaborativeEmbeddings, rows: pd.DataFrame, user_vectors: Tensor | None
+) -> pd.DataFrame:
+    """rows with a column collaborative, <e_u, e_i> of the tables, and fold_in, of user_vectors [rows, d], if given."""
+    pairs = rows["user_id"].tolist(), rows["item_id"].tolist()
+    scored = rows.assign(collaborative=embeddings.score(*pairs).float().numpy())
+    if user_vectors is not None:
+        scored["fold_in"] = embeddings.score(*pairs, user_vectors).float().numpy()
+    return scored
