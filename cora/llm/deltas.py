@@ -35,6 +35,7 @@ class LinearShape(Protocol):
     """What a check needs to know of a linear."""
 
     name: str
+
     in_features: int
     out_features: int
 
@@ -66,8 +67,8 @@ def checked(what: str, value: object, layer: LinearShape) -> Delta:
     if not isinstance(value, tuple) or len(value) not in (2, 3):
         raise TypeError(f"{what}: expected (lora_a, lora_b) or (lora_a, lora_b, scaling), got {_kind(value)}")
     lora_a, lora_b, scaling = value if len(value) == 3 else (*value, 1.0)
-    lora_a = _on_layer(f"{what}: lora_a", lora_a, layer)
-    lora_b = _on_layer(f"{what}: lora_b", lora_b, layer)
+    lora_a = _factor(f"{what}: lora_a", lora_a, layer)
+    lora_b = _factor(f"{what}: lora_b", lora_b, layer)
     width_in, width_out = layer.in_features, layer.out_features
     if lora_a.dim() not in (2, 3) or lora_a.shape[-2] != width_in or lora_a.shape[-1] == 0:
         raise ValueError(
@@ -79,7 +80,7 @@ def checked(what: str, value: object, layer: LinearShape) -> Delta:
             f"{what}: expected lora_b [B, {rank}, {width_out}] or [{rank}, {width_out}] for {layer.name}, "
             f"got {list(lora_b.shape)}"
         )
-    if isinstance(scaling, Real):
+    if isinstance(scaling, Real) and not isinstance(scaling, bool):
         scaling = float(scaling)
     elif isinstance(scaling, Tensor) and scaling.dim() == 1:
         scaling = _on_layer(f"{what}: scaling", scaling, layer)
@@ -92,6 +93,13 @@ def checked(what: str, value: object, layer: LinearShape) -> Delta:
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"{what}: expected one batch size, got {listed}")
     return Delta(lora_a, lora_b, scaling)
+
+
+def _factor(what: str, tensor: object, layer: LinearShape) -> Tensor:
+    factor = _on_layer(what, tensor, layer)
+    if (factor.dtype == torch.float64) != (layer.weight.dtype == torch.float64):
+        raise TypeError(f"{what} is {factor.dtype}, {layer.name} {layer.weight.dtype}: float64 goes with float64 alone")
+    return factor
 
 
 def _on_layer(what: str, tensor: object, layer: LinearShape) -> Tensor:

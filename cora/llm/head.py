@@ -7,36 +7,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cora.llm.calls import Calls
+
 
 class AnswerHead(nn.Module):
     """Stands for the output layer `head` of a causal LM: logits of the tokens `ids` at one position per sample.
 
-    hidden [B, T, h], or [1, M, h] where the samples are packed, and rows [B] of hidden as [B · T, h] -> [B, 1, n], in
-    fp32: bf16 logits of 16 are 1/8 apart, which would tie scores. Whatever the model does to its logits afterwards
-    (scaling, soft capping) it then does to these. While `rows` is None it is `head` itself, so that generation sees the
-    whole vocabulary.
+    hidden [B, T, h], or [1, M, h] where the samples are packed -> [B, 1, n], of the rows of hidden that the call names
+    as its answers, in fp32: bf16 logits of 16 are 1/8 apart, which would tie scores. Whatever the model does to its
+    logits afterwards (scaling, soft capping) it then does to these. In a call that names none it is `head` itself, so
+    that generation sees the whole vocabulary. Weight and bias are here by the names that they had in `head`.
     """
 
     ids: Tensor
 
-    def __init__(self, head: nn.Linear, ids: Sequence[int]) -> None:
+    def __init__(self, head: nn.Linear, ids: Sequence[int], calls: Calls) -> None:
         super().__init__()
-        self.head = head
-        self.rows: Tensor | None = None
+        self.weight = cast(nn.Parameter, head.weight)
+        self.bias = cast("nn.Parameter | None", head.bias)
+        self.calls = calls
+        self.training = head.training
+        self._head = (head,)  # in a tuple: it is no part of the model meanwhile
         self.register_buffer("ids", torch.tensor(ids, device=head.weight.device), persistent=False)
 
     @property
-    def weight(self) -> Tensor:
-        return self.head.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        return cast("Tensor | None", self.head.bias)
+    def head(self) -> nn.Linear:
+        """The output layer that this one stands for, with the weight and the bias that are here now."""
+        head = self._head[0]
+        head._parameters["weight"], head._parameters["bias"] = self.weight, self.bias
+        return head
 
     def forward(self, hidden: Tensor) -> Tensor:
-        if self.rows is None:
+        call = self.calls.current()
+        if call is None or call.answers is None:
             return cast(Tensor, self.head(hidden))
-        last = hidden.flatten(0, 1)[self.rows]
+        last = hidden.flatten(0, 1)[call.answers]
         bias = None if self.bias is None else self.bias[self.ids].float()
         with torch.autocast(hidden.device.type, enabled=False):
             return functional.linear(last.float(), self.weight[self.ids].float(), bias)[:, None]

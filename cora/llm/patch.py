@@ -7,20 +7,21 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from cora.llm.calls import Call, Calls
 from cora.llm.deltas import FLOATS, Delta, checked
-from cora.llm.layer import LoRALinear, SiblingGroup
 from cora.llm.names import fits, layer_index
+from cora.llm.patched_linear import LoRALinear, SiblingGroup
+from cora.llm.resizing import allow_resizing, refuse_resizing
 
 # Linears that one parent module applies to the same input, by the names that Hugging Face models give them.
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"), ("w1", "w3"))
 
 
 class _Place(NamedTuple):
-    """Where a linear stood: parent.child was base, and the patched layer is there now."""
+    """Where a linear stood: parent.child was layer.base, and the patched layer is there now."""
 
     parent: nn.Module
     child: str
-    base: nn.Module
     layer: LoRALinear
 
 
@@ -33,14 +34,19 @@ class Patch:
     """
 
     def __init__(
-        self, model: nn.Module, places: list[_Place], groups: list[tuple[nn.Module, SiblingGroup]], unmatched: list[str]
+        self,
+        model: nn.Module,
+        calls: Calls,
+        places: list[_Place],
+        groups: list[tuple[nn.Module, SiblingGroup]],
+        unmatched: list[str],
     ) -> None:
         self.model = model
+        self.calls = calls
         self.layers = {place.layer.name: place.layer for place in places}
         self.groups = tuple(tuple(layer.name for layer in group.layers) for _, group in groups)
         self.unmatched = tuple(unmatched)
         self._places = places
-        self._groups = [group for _, group in groups]
         self._handles = []
         for parent, group in groups:
             self._handles.append(parent.register_forward_pre_hook(group.open))
@@ -55,6 +61,8 @@ class Patch:
             weight.requires_grad_(False)
         for place in places:
             setattr(place.parent, place.child, place.layer)
+        if any(layer is _output_layer(model) for layer in self.layers.values()):
+            refuse_resizing(model)
 
     @property
     def inputs(self) -> tuple[tuple[str, ...], ...]:
@@ -65,29 +73,33 @@ class Patch:
     def set_deltas(
         self, deltas: Mapping[str, Delta | tuple[Tensor, ...]] | None, cu_seqlens: Tensor | None = None
     ) -> None:
-        """Sets what the patched linears add, until the next call; None asks for the base model's output.
+        """Sets what the patched linears add in this thread's forwards, until the next call; None asks for the base
+        model's output. Every forward keeps its own: what is set later changes neither its backward nor what activation
+        checkpointing (use_reentrant=False) computes again for it. Threads set their own; one that has set none uses
+        those of the thread that patched the model.
 
         deltas: name -> (lora_a, lora_b) or (lora_a, lora_b, scaling). A name is the full name of a patched linear,
         the end of one ("q_proj", "self_attn.q_proj", meaning all that end so), or "*" for all of them; where several
         fit a linear, the longest holds. A linear that none fits gives its frozen output. lora_a [B, K, r] or shared
         [K, r]; lora_b [B, r, N] or shared [r, N], either with gradients; scaling a float (default 1.0) or a tensor
-        [B]. All float dtypes. One B throughout. The tensors are kept, not copied, so that recomputation in backward
-        finds them. cu_seqlens: int32 [B + 1], as flash attention has it, if the samples may come packed, all in one row
-        of tokens [1, M].
+        [B]. All float dtypes, float64 where the linear is. One B throughout. The tensors are kept, not
+        copied. cu_seqlens: int32 [B + 1], as flash attention has it, if the samples may come packed, all in one row of
+        tokens [1, M].
 
         Raises KeyError for a name that fits no patched linear, TypeError for a value that is not such a tuple,
         ValueError for an empty mapping and for wrong shapes, dtypes or devices, RuntimeError once removed; nothing is
         set then.
         """
+        self.calls.set(self.call(deltas, cu_seqlens))
+
+    def call(self, deltas: Mapping[str, Delta | tuple[Tensor, ...]] | None, cu_seqlens: Tensor | None = None) -> Call:
+        """The checked Call that `set_deltas` sets."""
         if self._removed:
             raise RuntimeError("this patch was removed; call cora.patch again")
         chosen = {} if deltas is None else self._choose(deltas)
         if cu_seqlens is not None:
             _check_cu_seqlens(cu_seqlens, chosen)
-        for name, layer in self.layers.items():
-            layer.set(chosen.get(name), cu_seqlens)
-        for group in self._groups:
-            group.plan()
+        return Call(chosen, cu_seqlens, backward=torch._C._current_graph_task_id())
 
     def remove(self) -> None:
         """Puts the very same linears back, their requires_grad as it was. A second call does nothing.
@@ -99,8 +111,9 @@ class Patch:
         for place in self._places:
             if getattr(place.parent, place.child) is not place.layer:
                 raise RuntimeError(f"{place.layer.name}: was replaced after the patch; undo that first")
+        allow_resizing(self.model)
         for place in self._places:
-            setattr(place.parent, place.child, place.base)
+            setattr(place.parent, place.child, place.layer.base)
         for handle in self._handles:
             handle.remove()
         for weight in self._frozen_weights:
@@ -168,8 +181,9 @@ def patch(
     model: a Hugging Face causal LM. target_modules: names of nn.Linear or Conv1D modules, or ends of names ("q_proj",
     "self_attn.q_proj"). layers: only modules of these layers, by the first number in their name. Their weights are
     frozen while patched (there is no dW). Siblings that share an input (q, k and v; gate and up) are computed in one
-    call. State dict keys gain ".base": save a base model before the patch or after `remove`. Prints the report and
-    returns the handle. Activation checkpointing needs use_reentrant=False.
+    call. The state dict is that of the unpatched model. A deep copy of the model has the deltas set at that moment, for
+    good; a deep copy of the handle holds a copied model of its own, `handle.model`. Prints the report and returns the
+    handle. Activation checkpointing needs use_reentrant=False.
 
     Raises TypeError if a target is no plain nn.Linear or Conv1D (quantised, an embedding, wrapped by PEFT),
     ValueError if nothing matches, for a layer that does not exist, for a model already patched, or for a linear that
@@ -177,15 +191,21 @@ def patch(
     """
     targets, wanted = _check_arguments(model, target_modules, layers)
     found, unmatched = _find(model, targets, wanted)
+    calls = Calls()
     replaced: dict[int, LoRALinear] = {}
     places = []
     for name, base in found:
-        layer = replaced.setdefault(id(base), LoRALinear(name, base, transposed=isinstance(base, Conv1D)))
+        layer = replaced.setdefault(id(base), LoRALinear(name, base, isinstance(base, Conv1D), calls))
         parent_name, _, child = name.rpartition(".")
-        places.append(_Place(model.get_submodule(parent_name), child, base, layer))
-    result = Patch(model, places, _groups(places), unmatched)
+        places.append(_Place(model.get_submodule(parent_name), child, layer))
+    result = Patch(model, calls, places, _groups(places), unmatched)
     print(result)
     return result
+
+
+def _output_layer(model: nn.Module) -> nn.Module | None:
+    find = getattr(model, "get_output_embeddings", None)
+    return None if find is None else find()
 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, chosen: Mapping[str, Delta]) -> None:
@@ -252,6 +272,13 @@ def _check_patchable(name: str, module: nn.Module) -> None:
     if not plain or module.weight.dtype not in FLOATS:
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
         raise TypeError(f"target_modules: {name} is a {kind}, expected a plain torch.nn.Linear or transformers' Conv1D")
+    if "weight" not in module._parameters:
+        raise TypeError(
+            f"target_modules: {name} makes its weight anew (is it pruned or parametrised?); undo that first"
+        )
+    if type(module.weight) is not nn.Parameter:
+        kind = f"{type(module.weight).__module__}.{type(module.weight).__qualname__}"
+        raise TypeError(f"target_modules: the weight of {name} is a {kind}, expected a plain torch.nn.Parameter")
     if "forward" in vars(module):
         raise ValueError(
             f"target_modules: the forward of {name} was replaced (by offloading?); a patch would bypass it"

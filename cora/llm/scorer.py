@@ -1,7 +1,7 @@
 """Scorer: a frozen, patched causal LM that answers prompts, whatever their deltas come from."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 from cora.llm.batches import Prompts
 from cora.llm.deltas import Delta
 from cora.llm.head import AnswerHead
-from cora.llm.layer import LoRALinear
 from cora.llm.packing import Packing, packed_arguments
 from cora.llm.patch import patch
+from cora.llm.patched_linear import LoRALinear
+from cora.llm.resizing import refuse_resizing
 
 Deltas = Mapping[str, Delta]
 
@@ -46,7 +47,8 @@ class Scorer:
         self._trainable = [parameter for parameter in base_model.parameters() if parameter.requires_grad]
         base_model.requires_grad_(False)
         self._packing = Packing(base_model)
-        base_model.set_submodule(self._head_name, AnswerHead(head, answer_ids))
+        base_model.set_submodule(self._head_name, AnswerHead(head, answer_ids, self.patch.calls))
+        refuse_resizing(base_model)
 
     def prompts(self, input_ids: Tensor, attention_mask: Tensor) -> Prompts:
         """The prompts of a padded batch [B, T] in the form that is faster here: packed, or padded on the right."""
@@ -55,16 +57,15 @@ class Scorer:
 
     def answer(self, prompts: Prompts, deltas: Deltas | None) -> Tensor:
         """The score of every prompt [B] fp32 with these deltas, one sample each; None for the base model's own."""
-        self.patch.set_deltas(deltas, None if deltas is None else prompts.cu_seqlens)
+        call = self.patch.call(deltas, None if deltas is None else prompts.cu_seqlens)
         packed = {}
         if prompts.position_ids is not None and prompts.cu_seqlens is not None:
             packed = packed_arguments(prompts.position_ids, prompts.cu_seqlens)
-        head = cast(AnswerHead, self.base.get_submodule(self._head_name))
-        head.rows = prompts.last
+        self.patch.calls.set(replace(call, answers=prompts.last))
         try:
             answers = self.base(input_ids=prompts.input_ids, use_cache=False, **packed).logits
         finally:
-            head.rows = None
+            self.patch.calls.set(call)
         answers = answers[:, 0].float()
         return answers[:, 0] - answers[:, 1] if answers.shape[1] == 2 else answers[:, 0]
 

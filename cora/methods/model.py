@@ -1,7 +1,6 @@
 """MethodModel: a frozen language model with the deltas of one method, trained, scored and saved alike for all."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -17,6 +16,7 @@ from cora.files import misfit, write_files
 from cora.llm.batches import check_labels, check_prompts
 from cora.llm.deltas import Delta, drop_inputs
 from cora.llm.loading import load_base
+from cora.llm.modes import EvalMode
 from cora.llm.scorer import Scorer
 from cora.methods.config import MethodConfig
 from cora.methods.samples import Ids, Samples
@@ -60,6 +60,7 @@ class MethodModel(nn.Module):
         self.scorer = Scorer(base_model, config.answer_ids, config.target_modules, config.layers)
         self.config = replace(config, base_model=config.base_model or base_model.config.name_or_path or None)
         self.base = base_model
+        self._eval_mode = EvalMode()
         self.register_state_dict_post_hook(_drop_base)
         self.register_load_state_dict_post_hook(_allow_missing_base)
 
@@ -125,7 +126,7 @@ class MethodModel(nn.Module):
             raise ValueError("attention_mask: expected padding on the left, as generation continues the last position")
         settings = kwargs.get("generation_config") or self.base.generation_config
         copies = max(kwargs.get(name) or getattr(settings, name) or 1 for name in ("num_beams", "num_return_sequences"))
-        with self._evaluating():
+        with self._eval_mode.of(self):
             self.patch.set_deltas(self._dropped(samples.repeated(copies)))
             return cast(Any, self.base).generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
@@ -145,7 +146,7 @@ class MethodModel(nn.Module):
         `adapted`, they are the base model's."""
         samples = Samples(user_ids, item_ids, user_vectors)
         attention_mask = self._checked(input_ids, attention_mask, samples)
-        with self._evaluating():
+        with self._eval_mode.of(self):
             return self.scorer.score(
                 input_ids,
                 attention_mask,
@@ -251,17 +252,6 @@ class MethodModel(nn.Module):
         if self.training and self.config.dropout > 0:
             return drop_inputs(deltas, self.patch.inputs, self.config.dropout)
         return deltas
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Eval mode, and afterwards every module's own mode again."""
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
 
 
 def _is_base(key: str) -> bool:

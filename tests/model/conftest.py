@@ -130,7 +130,7 @@ def pad() -> Callable[[tuple[Tensor, list[int]], str], tuple[Tensor, Tensor]]:
 @pytest.fixture
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The number of linears in each call of the op that the layers make."""
-    import cora.llm.layer
+    from cora.llm import patched_linear
 
     calls: list[int] = []
 
@@ -141,6 +141,6 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
         return call
 
-    monkeypatch.setattr(cora.llm.layer, "lora_linear", counted(cora.llm.layer.lora_linear, lambda weight: 1))
-    monkeypatch.setattr(cora.llm.layer, "lora_linear_group", counted(cora.llm.layer.lora_linear_group, len))
+    monkeypatch.setattr(patched_linear, "lora_linear", counted(patched_linear.lora_linear, lambda weight: 1))
+    monkeypatch.setattr(patched_linear, "lora_linear_group", counted(patched_linear.lora_linear_group, len))
     yield calls

@@ -13,7 +13,7 @@ import cora.llm.packing
 from cora import CoRAConfig, CoRAModel
 from cora.collaborative import CollaborativeEmbeddings
 from cora.generators.shared_p import SharedP
-from cora.llm.layer import LoRALinear
+from cora.llm.patched_linear import LoRALinear
 from cora_kernels import native, use_backend
 
 USERS, ITEMS = torch.tensor([30, 10, 20, 10, 40]), torch.tensor([7, 5, 5, 6, 7])
@@ -168,4 +168,4 @@ def test_wrong_borders(make_base: Any, make_deltas: Any, cu_seqlens: Any, error:
     patch = cora.patch(make_base("llama"))
     with pytest.raises(error, match=message):
         patch.set_deltas(make_deltas(patch, 3), cu_seqlens)
-    assert not any(layer.is_set for layer in patch.layers.values())
+    assert patch.calls.current() is None

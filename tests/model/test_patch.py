@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import cora
-from cora.llm.layer import LoRALinear
+from cora.llm.patched_linear import LoRALinear
 from cora_kernels import use_backend
 
 IDS = torch.randint(3, 101, (3, 7), generator=torch.Generator().manual_seed(1))
@@ -192,12 +192,12 @@ def test_siblings_of_different_scaling_are_apart(make_base: Any, make_deltas: An
 def test_one_a_for_all_siblings_reaches_the_op_as_one(
     make_base: Any, make_deltas: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import cora.llm.layer
+    from cora.llm import patched_linear
 
     seen = []
-    op = cora.llm.layer.lora_linear_group
+    op = patched_linear.lora_linear_group
     monkeypatch.setattr(
-        cora.llm.layer, "lora_linear_group", lambda x, w, a, *r, **k: seen.append(a) or op(x, w, a, *r, **k)
+        patched_linear, "lora_linear_group", lambda x, w, a, *r, **k: seen.append(a) or op(x, w, a, *r, **k)
     )
     base = make_base("llama", num_hidden_layers=1)
     patch = cora.patch(base, ["q_proj", "k_proj", "v_proj"])
@@ -298,7 +298,7 @@ def test_checkpointing_gives_the_same_gradients(base: PreTrainedModel, targets: 
             base.gradient_checkpointing_enable({"use_reentrant": False})
         patch.set_deltas(deltas)
         gradients.append(torch.autograd.grad(logits(base).square().mean(), leaves))
-        assert all(group._held is None for group in patch._groups)
+        assert all(layer.group._forward.held is None for layer in patch.layers.values() if layer.group)
     for plain, again in zip(*gradients, strict=True):
         assert torch.equal(plain, again)
         assert plain.abs().max() > 0

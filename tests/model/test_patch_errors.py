@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 import cora
 from cora import Patch
-from cora.llm.layer import LoRALinear
+from cora.llm.patched_linear import LoRALinear
 
 
 def snapshot(model: nn.Module) -> list[Any]:
@@ -190,7 +190,7 @@ DELTA_ERRORS: list[tuple[str, Any, type[Exception], str]] = [
 def test_set_deltas_refuses_and_sets_nothing(patch: Patch, deltas: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         patch.set_deltas(deltas)
-    assert not any(layer.is_set for layer in patch.layers.values())
+    assert patch.calls.current() is None
 
 
 def call(patch: Patch, batch: int = 2) -> Tensor:
