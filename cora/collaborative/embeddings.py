@@ -69,6 +69,21 @@ class CollaborativeEmbeddings:
         """
         return self._item_rows.lookup(ids)
 
+    def report_unknown(self, what: str, user_ids: Ids, item_ids: Ids, others: Ids = ()) -> None:
+        """Warns, in one line, of how many of n pairs have an unknown user or item. what: whose pairs they are.
+
+        The ids, and `others` of items that are looked up with them, are then known to be unknown: no lookup warns of
+        them again. Raises TypeError as the lookups do.
+        """
+        users, items = self._user_rows.unknown(user_ids), self._item_rows.unknown(item_ids)
+        self._item_rows.unknown(others)
+        if any(users) or any(items):
+            shares = [f"{sum(one)} of {len(one)} rows ({sum(one) / len(one):.1%})" for one in (users, items)]
+            warnings.warn(
+                f"{what}: unknown user ids get the mean embedding in {shares[0]}, unknown item ids in {shares[1]}",
+                stacklevel=2,
+            )
+
     def score(self, user_ids: Ids, item_ids: Ids, user_vectors: Tensor | None = None) -> Tensor:
         """<e_u, e_i> [n] of n pairs in the tables' dtype, what matrix factorisation ranks by. user_vectors [n, d]:
         the e_u, in place of the table's."""
@@ -126,11 +141,14 @@ class _Rows:
             raise ValueError(f"{kind}_ids: must be unique, {len(repeated)} repeated, for example {repeated[:3]}")
         self._reported: set[int | str] = set()
 
+    def unknown(self, ids: Ids) -> list[bool]:
+        """Of each id whether it has no row; `lookup` warns of none of them from now on."""
+        wanted = self._checked(ids)
+        self._reported.update(one for one in wanted if one not in self._row)
+        return [one not in self._row for one in wanted]
+
     def lookup(self, ids: Ids) -> Tensor:
-        wanted, is_text = _as_list(f"{self.kind}_ids", ids)
-        if wanted and is_text != self._is_text:
-            expected, got = ("str", "integers") if self._is_text else ("integers", "str")
-            raise TypeError(f"{self.kind}_ids: the embeddings have {expected}, got {got} such as {wanted[0]!r}")
+        wanted = self._checked(ids)
         rows = [self._row.get(one, len(self.ids)) for one in wanted]
         new = [one for one in dict.fromkeys(wanted) if one not in self._row and one not in self._reported]
         if new:
@@ -139,6 +157,13 @@ class _Rows:
                 f"{len(new)} unknown {self.kind} ids get the mean embedding, for example {new[:5]}", stacklevel=3
             )
         return torch.tensor(rows, dtype=torch.int64)
+
+    def _checked(self, ids: Ids) -> list[Any]:
+        wanted, is_text = _as_list(f"{self.kind}_ids", ids)
+        if wanted and is_text != self._is_text:
+            expected, got = ("str", "integers") if self._is_text else ("integers", "str")
+            raise TypeError(f"{self.kind}_ids: the embeddings have {expected}, got {got} such as {wanted[0]!r}")
+        return wanted
 
 
 def _as_list(name: str, ids: Ids) -> tuple[list, bool]:

@@ -1,12 +1,15 @@
 """The folder that holds what a run makes."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
+from filelock import FileLock, Timeout
 
 from cora.collaborative import CollaborativeEmbeddings
 from cora.files import write_files
@@ -26,6 +29,7 @@ class RunFolder:
         self.predictions = self.path / "predictions.parquet"
         self.metrics = self.path / "metrics.json"
         self.picture = self.path / "training.png"
+        self._lock = self.path / ".lock"
 
     @classmethod
     def existing(cls, path: str | Path) -> "RunFolder":
@@ -37,18 +41,42 @@ class RunFolder:
             raise FileNotFoundError(f"run: the training in {path} has not finished; `cora train` goes on with it")
         return run
 
-    def open(self, config: RunConfig) -> None:
-        """Records the settings. Raises FileExistsError if the folder holds other things or a run of other settings."""
-        if self.settings.is_file():
-            now, then = _plain(config), _plain(self.config())
-            if other := [f"{name} {then[name]!r}, now {now[name]!r}" for name in now if now[name] != then[name]]:
-                raise FileExistsError(f"out: {self.path} holds a run with other settings: {'; '.join(other)}")
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise FileExistsError(f"out: {self.path} is not empty and holds no run")
-        elif self.path.exists() and not self.path.is_dir():
-            raise FileExistsError(f"out: {self.path} is a file")
-        else:
+    @contextmanager
+    def opened(self, config: RunConfig) -> Iterator[None]:
+        """Records the settings; while one process is inside, others are refused.
+
+        Raises FileExistsError for those, and for a folder that holds other things or a run of other settings.
+        """
+        self._refuse_other_things()
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._lock)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise FileExistsError(
+                f"out: another process trains in {self.path}; wait for it to end, or choose another folder"
+            ) from None
+        try:
+            self._record(config)
+            yield
+        finally:
+            lock.release()
+
+    def _record(self, config: RunConfig) -> None:
+        if not self.settings.is_file():
             self.write(self.settings, yaml.safe_dump(_plain(config), sort_keys=False))
+            return
+        now, then = _plain(config), _plain(self.config())
+        if other := [f"{name} {then[name]!r}, now {now[name]!r}" for name in now if now[name] != then[name]]:
+            raise FileExistsError(f"out: {self.path} holds a run with other settings: {'; '.join(other)}")
+
+    def _refuse_other_things(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"out: {self.path} is a file")
+        if self.settings.is_file() or not self.path.is_dir():
+            return
+        if any(file != self._lock for file in self.path.iterdir()):
+            raise FileExistsError(f"out: {self.path} is not empty and holds no run")
 
     def config(self) -> RunConfig:
         return RunConfig.from_dict(load_settings(self.settings))

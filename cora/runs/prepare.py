@@ -38,9 +38,18 @@ class Prepared:
         }
         return Splits(warm["train"], warm["valid"], warm.get("test"))
 
-    def user_vectors(self, embeddings: CollaborativeEmbeddings, rows: pd.DataFrame) -> Tensor | None:
-        """e_u [rows, d] of each row's user as of its time, from all interactions; None for the table's."""
-        return FoldIn(embeddings).vectors(*pasts(rows, self.data.frame)) if self.config.folds_in else None
+    def user_vectors(
+        self, embeddings: CollaborativeEmbeddings, rows: pd.DataFrame, part: str | None = None
+    ) -> Tensor | None:
+        """e_u [rows, d] of each row's user as of its time, from all interactions; None for the table's.
+
+        part: what the rows are called where how many of them have unknown ids is said, in one line.
+        """
+        items, labels = pasts(rows, self.data.frame) if self.config.folds_in else ([], [])
+        if part is not None:
+            past = list({item for one in items for item in one})
+            embeddings.report_unknown(part, rows["user_id"].tolist(), rows["item_id"].tolist(), past)
+        return FoldIn(embeddings).vectors(items, labels) if self.config.folds_in else None
 
     def prompts(self, rows: pd.DataFrame, user_vectors: Tensor | None) -> PromptDataset:
         """The rows, which have histories, as the language model reads them."""

@@ -37,7 +37,7 @@ def evaluate(run: str | Path, data: str | None = None, part: str = "test", rows:
     chosen = config.sampled(parts[part], rows).reset_index(drop=True)
     embeddings = folder.vectors()
     model = load_model(folder, config)
-    vectors = prepared.user_vectors(embeddings, chosen)
+    vectors = prepared.user_vectors(embeddings, chosen, part)
     prompts = prepared.prompts(chosen, vectors)
     found = collaborative_scores(embeddings, unscored(chosen), vectors)
     for name, adapted in (("llm", False), (config.method, True)):

@@ -22,18 +22,18 @@ from cora.runs.train import train
 
 KILLED = """
 import json, os, signal, sys
-import cora.runs.train
-from cora.runs.prepare import prepare
+import cora.runs.fit
 from cora.runs.settings import RunConfig
+from cora.runs.train import train
 
-class Killed(cora.runs.train.Trainer):
+class Killed(cora.runs.fit.FiniteTrainer):
     def training_step(self, *args, **kwargs):
         if self.state.global_step == int(sys.argv[3]):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().training_step(*args, **kwargs)
 
-cora.runs.train.Trainer = Killed
-cora.runs.train.train(RunConfig(**json.loads(sys.argv[1])), sys.argv[2])
+cora.runs.fit.FiniteTrainer = Killed
+train(RunConfig(**json.loads(sys.argv[1])), sys.argv[2])
 """
 
 
