@@ -3,9 +3,9 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "cpu/fast_path.h"
 #include "cpu/kernels.h"
 #include "cpu/weight_packs.h"
-#include "plain.h"
 
 namespace cora {
 extern const Kernels* chosen_kernels;

@@ -16,13 +16,13 @@
 
 namespace cora {
 namespace {
-#include "simd_avx2.h"
+#include "simd_avx2.inl"
 
-#include "packing.h"
+#include "packing.inl"
 
-#include "softmax.h"
+#include "softmax.inl"
 
-#include "microkernel.h"
+#include "microkernel.inl"
 }  // namespace
 
 extern const Kernels kernels_avx2;

@@ -17,13 +17,13 @@
 
 namespace cora {
 namespace {
-#include "simd_avx512.h"
+#include "simd_avx512.inl"
 
-#include "packing.h"
+#include "packing.inl"
 
-#include "softmax.h"
+#include "softmax.inl"
 
-#include "microkernel.h"
+#include "microkernel.inl"
 }  // namespace
 
 extern const Kernels kernels_avx512;

@@ -18,13 +18,13 @@
 namespace cora {
 namespace {
 #define CORA_BF16_PAIRS
-#include "simd_avx512.h"
+#include "simd_avx512.inl"
 
-#include "packing.h"
+#include "packing.inl"
 
-#include "softmax.h"
+#include "softmax.inl"
 
-#include "microkernel.h"
+#include "microkernel.inl"
 }  // namespace
 
 extern const Kernels kernels_avx512_bf16;

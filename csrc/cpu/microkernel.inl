@@ -1,4 +1,4 @@
-// The micro-kernels, written once over the vector type that simd_*.h defines. Every kernels_*.cpp includes this file in
+// The micro-kernels, written once over the vector type that simd_*.inl defines. Every kernels_*.cpp includes this file in
 // a target region and an unnamed namespace, so one binary holds all instruction sets. No std function is called here:
 // its instantiation would be shared by all of them and might carry the wrong instructions.
 
@@ -189,7 +189,7 @@ void tile(int rows, int cols, const Strip* base, int n_base, const Strip* low, i
 }
 
 #ifdef CORA_BF16_PAIRS
-#include "bf16_pairs.h"
+#include "bf16_pairs.inl"
 #endif
 
 // One row.

@@ -1,4 +1,4 @@
-// Micro-kernels that are there in bf16 pairs only. Included by microkernel.h.
+// Micro-kernels that are there in bf16 pairs only. Included by microkernel.inl.
 
 // A panel of a weight and the 16 columns of a factor's, multiplied with the same rows. The factor's alone would read a
 // broadcast for each product; beside three other vectors it costs what its products cost.

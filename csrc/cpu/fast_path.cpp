@@ -1,4 +1,4 @@
-#include "plain.h"
+#include "fast_path.h"
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>

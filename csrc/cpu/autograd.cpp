@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "cpu/ops.h"
+#include "ops.h"
 
 namespace cora {
 namespace {
