@@ -7,7 +7,7 @@
 #include "lowrank_gemm.h"
 #include "scratch.h"
 
-namespace cora {
+namespace cora::cpu {
 namespace {
 
 // What packing a sample costs beside its products, in keys: for sharing samples out among threads.
@@ -69,7 +69,8 @@ class AttentionWorker {
   }
 
  private:
-  // [length x dim] packed as it is, as the inner factor of products with P or dS, and turned, for those with q, k, v, g.
+  // A sample's [length x dim], packed twice: as it is, the inner factor of products with P or dS; and turned, that of
+  // products with rows of q, k, v or g.
   struct Panels {
     char* plain;
     char* turned;
@@ -173,8 +174,7 @@ class AttentionWorker {
   void convert(const Rows& from, int64_t row, int64_t rows, char* to) const {
     for (int64_t m = 0; m < rows; ++m) {
       const char* source = static_cast<const char*>(from.data) + (row + m) * from.stride * size_of(a_.dtype);
-      kernels_.convert_row(source, a_.dtype, a_.dim, low_ == Panel::kPairs,
-                           to + m * dim_stride_ * size_of(row_dtype_));
+      kernels_.convert_row(source, a_.dtype, a_.dim, low_ == Panel::kPairs, to + m * dim_stride_ * size_of(row_dtype_));
     }
   }
 
@@ -251,9 +251,8 @@ void for_pairs(const Attention& attention, const Kernels& kernels, bool backward
 }  // namespace
 
 void run_forward(const Attention& attention, void* out, const Kernels& kernels) {
-  for_pairs(attention, kernels, false, [&](AttentionWorker& worker, int64_t sample, int64_t kv_head) {
-    worker.forward(sample, kv_head, out);
-  });
+  for_pairs(attention, kernels, false,
+            [&](AttentionWorker& worker, int64_t sample, int64_t kv_head) { worker.forward(sample, kv_head, out); });
 }
 
 void run_backward(const Attention& attention, const Heads& g, void* dq, void* dk, void* dv, const Kernels& kernels) {
@@ -262,4 +261,4 @@ void run_backward(const Attention& attention, const Heads& g, void* dq, void* dk
   });
 }
 
-}  // namespace cora
+}  // namespace cora::cpu

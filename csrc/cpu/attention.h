@@ -8,7 +8,7 @@
 
 #include "kernels.h"
 
-namespace cora {
+namespace cora::cpu {
 
 // [M, heads, dim] of unit stride within a head.
 struct Heads {
@@ -33,4 +33,4 @@ struct Attention {
 void run_forward(const Attention& attention, void* out, const Kernels& kernels);
 void run_backward(const Attention& attention, const Heads& g, void* dq, void* dk, void* dv, const Kernels& kernels);
 
-}  // namespace cora
+}  // namespace cora::cpu

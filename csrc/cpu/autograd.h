@@ -6,7 +6,7 @@
 
 #include <vector>
 
-namespace cora {
+namespace cora::cpu {
 
 // x [B, T, K], weights [N, K], lora_as (one, or one a weight) and lora_bs as in lora_linear_group; an undefined bias is
 // none. Returns the ys [B, T, N].
@@ -15,4 +15,4 @@ std::vector<at::Tensor> lora_linear_group(const at::Tensor& x, const std::vector
                                           const std::vector<at::Tensor>& lora_bs, const std::vector<at::Tensor>& biases,
                                           double scaling);
 
-}  // namespace cora
+}  // namespace cora::cpu

@@ -7,7 +7,7 @@
 #include "lowrank_gemm.h"
 #include "scratch.h"
 
-namespace cora {
+namespace cora::cpu {
 
 struct BlockMemory {
   // Of each operand: its rows in the type that is multiplied (null where they are read in place), and a panel of its
@@ -65,4 +65,4 @@ struct BlockMemory {
   }
 };
 
-}  // namespace cora
+}  // namespace cora::cpu

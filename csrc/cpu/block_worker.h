@@ -7,7 +7,7 @@
 #include "block_memory.h"
 #include "lowrank_gemm.h"
 
-namespace cora {
+namespace cora::cpu {
 
 // Samples of at most this many rows, as in decoding, read their factors in place: packing them would cost more.
 constexpr int64_t kFewRows = 3;
@@ -387,4 +387,4 @@ class BlockWorker {
   alignas(64) float c_[kTileRows * kTileCols];
 };
 
-}  // namespace cora
+}  // namespace cora::cpu

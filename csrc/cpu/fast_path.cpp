@@ -7,7 +7,7 @@
 
 #include "autograd.h"
 
-namespace cora {
+namespace cora::cpu {
 namespace {
 
 using at::Tensor;
@@ -97,4 +97,4 @@ pybind11::object plain_group(pybind11::handle x, pybind11::handle weights, pybin
   return out;
 }
 
-}  // namespace cora
+}  // namespace cora::cpu

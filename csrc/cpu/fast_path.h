@@ -3,7 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-namespace cora {
+namespace cora::cpu {
 
 // The tuple of ys; or None, unless every check in cora_kernels/functional.py passes, the batch is padded, scaling is a
 // float and nothing has to be cast: Python then decides, and names what is wrong. Sequences are tuples or lists.
@@ -13,4 +13,4 @@ namespace cora {
 pybind11::object plain_group(pybind11::handle x, pybind11::handle weights, pybind11::handle lora_as,
                              pybind11::handle lora_bs, pybind11::handle biases, pybind11::handle scaling);
 
-}  // namespace cora
+}  // namespace cora::cpu

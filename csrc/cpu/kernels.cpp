@@ -4,7 +4,7 @@
 
 #include "kernels_amx.h"
 
-namespace cora {
+namespace cora::cpu {
 
 #ifdef __x86_64__
 extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512_bf16;
@@ -32,4 +32,4 @@ const Kernels* find_kernels(const char* name) {
   return nullptr;
 }
 
-}  // namespace cora
+}  // namespace cora::cpu

@@ -3,7 +3,7 @@
 
 #include "types.h"
 
-namespace cora {
+namespace cora::cpu {
 
 // (add ? c : 0) + Σ base strips + Σ low strips, in fp32, in this order, for any rows: to c [rows x 48], or, where `to`
 // is not null, only there. At most 48 columns where c or a base strip is read or written, else any number. Panels are
@@ -11,8 +11,8 @@ namespace cora {
 using TileFn = void (*)(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add,
                         float* c, const Destination* to);
 
-// c [rows x 48] = Σ base strips, and s [rows x rank <= 16] = scale · Σ low strips, whose panels are 16 wide, of the same
-// n row operands: one pass over them.
+// c [rows x 48] = Σ base strips, and s [rows x rank <= 16] = scale · Σ low strips, whose panels are 16 wide: one pass
+// over the same n row operands.
 using JointFn = void (*)(int rows, const Strip* base, const Strip* low, int n, float scale, float* c, float* s,
                          int64_t s_stride, int64_t rank);
 
@@ -52,8 +52,8 @@ struct Kernels {
   // largest and share makes the sum 1. s is overwritten.
   void (*softmax)(float* s, int64_t cols, int64_t width, Dtype dtype, void* p, float* top, float* share);
   // ds = p ∘ (dp − delta) with that p, and delta = Σ p ∘ dp, which is returned; else as softmax.
-  float (*softmax_backward)(float* s, const float* dp, float top, float share, int64_t cols, int64_t width,
-                            Dtype dtype, void* ds);
+  float (*softmax_backward)(float* s, const float* dp, float top, float share, int64_t cols, int64_t width, Dtype dtype,
+                            void* ds);
   // p and ds for one key and the queries [first, cols), each with a top, share and delta; zero for those before.
   void (*softmax_backward_turned)(const float* s, const float* dp, const float* top, const float* share,
                                   const float* delta, int64_t first, int64_t cols, Dtype dtype, void* p, void* ds);
@@ -62,4 +62,4 @@ struct Kernels {
 // The best table this machine runs, or the one named, or null: "avx2", "avx512", "avx512_bf16", "amx".
 const Kernels* find_kernels(const char* name = nullptr);
 
-}  // namespace cora
+}  // namespace cora::cpu

@@ -4,7 +4,7 @@
 #include <ATen/Context.h>
 #include <ATen/native/CPUBlas.h>
 
-namespace cora {
+namespace cora::cpu {
 namespace {
 
 void block_product(int64_t rows, const Strip& strip, float* c) {
@@ -25,4 +25,4 @@ Kernels with_amx(Kernels kernels) {
 
 bool brgemm_usable() { return at::globalContext().userEnabledMkldnn(); }
 
-}  // namespace cora
+}  // namespace cora::cpu

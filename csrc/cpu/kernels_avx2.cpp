@@ -14,7 +14,7 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
-namespace cora {
+namespace cora::cpu {
 namespace {
 #include "simd_avx2.inl"
 
@@ -27,7 +27,7 @@ namespace {
 
 extern const Kernels kernels_avx2;
 const Kernels kernels_avx2 = table("avx2");
-}  // namespace cora
+}  // namespace cora::cpu
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -15,7 +15,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 #endif
 
-namespace cora {
+namespace cora::cpu {
 namespace {
 #include "simd_avx512.inl"
 
@@ -28,7 +28,7 @@ namespace {
 
 extern const Kernels kernels_avx512;
 const Kernels kernels_avx512 = table("avx512");
-}  // namespace cora
+}  // namespace cora::cpu
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -15,7 +15,7 @@
 #pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 #endif
 
-namespace cora {
+namespace cora::cpu {
 namespace {
 #define CORA_BF16_PAIRS
 #include "simd_avx512.inl"
@@ -29,7 +29,7 @@ namespace {
 
 extern const Kernels kernels_avx512_bf16;
 const Kernels kernels_avx512_bf16 = table("avx512_bf16");
-}  // namespace cora
+}  // namespace cora::cpu
 
 #ifdef __clang__
 #pragma clang attribute pop

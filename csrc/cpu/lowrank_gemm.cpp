@@ -7,7 +7,7 @@
 
 #include "block_worker.h"
 
-namespace cora {
+namespace cora::cpu {
 namespace {
 
 // The rows that are multiplied with a panel of W, while it is in L2, before the next panel is. With fewer W is read
@@ -134,4 +134,4 @@ void run(const LowRankGemm& gemm, const Kernels& kernels) {
   });
 }
 
-}  // namespace cora
+}  // namespace cora::cpu

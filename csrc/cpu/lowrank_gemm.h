@@ -9,7 +9,7 @@
 
 #include "kernels.h"
 
-namespace cora {
+namespace cora::cpu {
 
 // A row operand [M x depth] of unit column stride.
 struct Rows {
@@ -85,4 +85,4 @@ inline bool read_in_place(const LowRankGemm& gemm, const Rows& rows, const Kerne
 
 inline int64_t panels_of(int64_t cols) { return (cols + kTileCols - 1) / kTileCols; }
 
-}  // namespace cora
+}  // namespace cora::cpu

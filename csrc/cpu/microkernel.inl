@@ -1,6 +1,6 @@
-// The micro-kernels, written once over the vector type that simd_*.inl defines. Every kernels_*.cpp includes this file in
-// a target region and an unnamed namespace, so one binary holds all instruction sets. No std function is called here:
-// its instantiation would be shared by all of them and might carry the wrong instructions.
+// The micro-kernels, written once over the vector type that simd_*.inl defines. Every kernels_*.cpp includes this file
+// in a target region and an unnamed namespace, so one binary holds all instruction sets. No std function is called
+// here: its instantiation would be shared by all of them and might carry the wrong instructions.
 
 // What a strip's panel is. A weight's: 48 wide, its rows read once for every eight rows of the tile, from L2 or L3, and
 // asked for 32 rows early (worth 2 to 5 % on Zen 4). A factor's: as wide as its strip says, perhaps rows of x in place,

@@ -11,7 +11,7 @@
 #include "views.h"
 #include "weight_packs.h"
 
-namespace cora {
+namespace cora::cpu {
 
 // The instruction set that calls use; null picks the best of this machine.
 const Kernels* chosen_kernels = nullptr;
@@ -87,8 +87,8 @@ struct Call {
 
 }  // namespace
 
-Tensor cpu_shrink(const Tensor& x, const Tensor& a, const OptionalTensor& scales, double scaling,
-                  const OptionalTensor& cu_seqlens, int64_t batch) {
+Tensor shrink(const Tensor& x, const Tensor& a, const OptionalTensor& scales, double scaling,
+              const OptionalTensor& cu_seqlens, int64_t batch) {
   check_rows("x", x, x.size(0), x.size(1));
   check_factor("lora_a", a, batch, x.size(1), a.size(-1));
   Call call(x, scales, scaling, cu_seqlens, batch);
@@ -98,9 +98,9 @@ Tensor cpu_shrink(const Tensor& x, const Tensor& a, const OptionalTensor& scales
   return s;
 }
 
-Tensors cpu_forward(const Tensor& x, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
-                    const c10::List<OptionalTensor>& biases, const OptionalTensor& scales, double scaling,
-                    const OptionalTensor& cu_seqlens, int64_t batch, at::TensorList given) {
+Tensors forward(const Tensor& x, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
+                const c10::List<OptionalTensor>& biases, const OptionalTensor& scales, double scaling,
+                const OptionalTensor& cu_seqlens, int64_t batch, at::TensorList given) {
   const size_t n = weights.size();
   TORCH_CHECK(lora_bs.size() == n && biases.size() == n && (lora_as.size() == 1 || lora_as.size() == n) &&
                   (given.empty() || given.size() == lora_as.size()),
@@ -134,9 +134,9 @@ Tensors cpu_forward(const Tensor& x, at::TensorList weights, at::TensorList lora
   return out;
 }
 
-Tensors cpu_backward_input(at::TensorList gs, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
-                           const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens,
-                           int64_t batch, int64_t n_a, at::TensorList given) {
+Tensors backward_input(at::TensorList gs, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
+                       const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens, int64_t batch,
+                       int64_t n_a, at::TensorList given) {
   const int64_t n = gs.size();
   const bool need_dx = !weights.empty();
   const auto fits = [](at::TensorList list, bool wanted, int64_t size) {
@@ -183,8 +183,8 @@ Tensors cpu_backward_input(at::TensorList gs, at::TensorList weights, at::Tensor
   return out;
 }
 
-Tensor cpu_outer(const Tensor& u, const Tensor& v, const OptionalTensor& cu_seqlens, int64_t batch, bool per_sample,
-                 at::ScalarType dtype) {
+Tensor outer(const Tensor& u, const Tensor& v, const OptionalTensor& cu_seqlens, int64_t batch, bool per_sample,
+             at::ScalarType dtype) {
   check_rows("u", u, u.size(0), u.size(1));
   check_rows("v", v, u.size(0), v.size(1));
   const Segments segments = segments_of(cu_seqlens, batch, u.size(0));
@@ -236,17 +236,17 @@ Attention attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const 
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> cpu_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
-                                         double scale) {
+std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
+                                     double scale) {
   const Tensor sums = at::empty({2, q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
   const Tensor out = at::empty(q.sizes(), q.options());
   run_forward(attention_of(q, k, v, sums, cu_seqlens, scale), out.mutable_data_ptr(), kernels());
   return {out, sums};
 }
 
-std::tuple<Tensor, Tensor, Tensor> cpu_attention_backward(const Tensor& g, const Tensor& q, const Tensor& k,
-                                                          const Tensor& v, const Tensor& sums, const Tensor& cu_seqlens,
-                                                          double scale) {
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& g, const Tensor& q, const Tensor& k,
+                                                      const Tensor& v, const Tensor& sums, const Tensor& cu_seqlens,
+                                                      double scale) {
   check_dtype("grad", g, q.scalar_type());
   const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options()),
                dv = at::empty(v.sizes(), v.options());
@@ -256,12 +256,12 @@ std::tuple<Tensor, Tensor, Tensor> cpu_attention_backward(const Tensor& g, const
 }
 
 TORCH_LIBRARY_IMPL(cora_kernels, CPU, m) {
-  m.impl("cpu_shrink", &cpu_shrink);
-  m.impl("cpu_forward", &cpu_forward);
-  m.impl("cpu_backward_input", &cpu_backward_input);
-  m.impl("cpu_outer", &cpu_outer);
-  m.impl("cpu_attention", &cpu_attention);
-  m.impl("cpu_attention_backward", &cpu_attention_backward);
+  m.impl("cpu_shrink", &shrink);
+  m.impl("cpu_forward", &forward);
+  m.impl("cpu_backward_input", &backward_input);
+  m.impl("cpu_outer", &outer);
+  m.impl("cpu_attention", &attention);
+  m.impl("cpu_attention_backward", &attention_backward);
 }
 
-}  // namespace cora
+}  // namespace cora::cpu

@@ -5,7 +5,7 @@
 #include "lowrank_gemm.h"
 #include "scratch.h"
 
-namespace cora {
+namespace cora::cpu {
 namespace {
 
 // Rows summed in one go, a constant: the order of the sum depends on the segments alone, never on the threads.
@@ -25,8 +25,7 @@ class OuterWorker {
     const int64_t narrow = round_up(outer.narrow_cols, 16) * kChunk * 4;
     const int64_t group = in_place_ ? 0 : kGroupBytes;
     const int64_t sums = max_panels * sum_size_ * 4;
-    Scratch& scratch =
-        Scratch::of_thread(Scratch::padded(narrow) + Scratch::padded(group) + Scratch::padded(sums));
+    Scratch& scratch = Scratch::of_thread(Scratch::padded(narrow) + Scratch::padded(group) + Scratch::padded(sums));
     narrow_ = scratch.take(narrow);
     group_ = scratch.take(group);
     sums_ = reinterpret_cast<float*>(scratch.take(sums));
@@ -143,4 +142,4 @@ void run(const Outer& outer, const Kernels& kernels) {
   });
 }
 
-}  // namespace cora
+}  // namespace cora::cpu

@@ -5,7 +5,7 @@
 #include <memory>
 #include <new>
 
-namespace cora {
+namespace cora::cpu {
 
 class Scratch {
  public:
@@ -39,4 +39,4 @@ class Scratch {
   int64_t used_ = 0;
 };
 
-}  // namespace cora
+}  // namespace cora::cpu
