@@ -47,7 +47,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     TORCH_CHECK_VALUE(!name || kernels, "this machine has no kernels for ", name.value_or(""));
     cpu::chosen_kernels = kernels;
   });
-  m.def("plain_group", &cpu::plain_group);
+  m.def("fast_path_group", &cpu::fast_path_group);
   m.def("keep_packs", &cpu::keep_packs);
   m.def("clear_packs", &cpu::clear_packs);
   m.def("packs_bytes", &cpu::packs_bytes);

@@ -109,12 +109,12 @@ template <Dtype dtype, int MR, int NV>
                                                int64_t cols) {
   const Vec scale = set1(to.scale);
   const int64_t stride = to.stride;
-  const bool plain = to.scale == 1.f && !to.bias;
+  const bool as_is = to.scale == 1.f && !to.bias;
   char* out = static_cast<char*>(to.data) + (row0 * stride + col0) * size_of(dtype);
 #pragma GCC unroll 3
   for (int v = 0; v < NV; ++v) {
     const int64_t n = cols - col0 - v * kWidth;
-    if (!plain) {
+    if (!as_is) {
       const Vec bias = to.bias ? load(to.bias + col0 + v * kWidth, n) : zero();
 #pragma GCC unroll 8
       for (int m = 0; m < MR; ++m)
