@@ -7,10 +7,6 @@
 #include "cpu/kernels.h"
 #include "cpu/weight_packs.h"
 
-namespace cora::cpu {
-extern const Kernels* chosen_kernels;
-}
-
 namespace cpu = cora::cpu;
 
 TORCH_LIBRARY(cora_kernels, m) {
@@ -32,7 +28,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("torch_version") = TORCH_VERSION;
   // The instruction set in use, and all that this machine could use.
   m.def("cpu_isa", []() -> std::optional<std::string> {
-    const cpu::Kernels* kernels = cpu::chosen_kernels ? cpu::chosen_kernels : cpu::find_kernels();
+    const cpu::Kernels* kernels = cpu::chosen_kernels();
     return kernels ? std::optional<std::string>(kernels->name) : std::nullopt;
   });
   m.def("cpu_isas", []() {
@@ -45,7 +41,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_cpu_isa", [](const std::optional<std::string>& name) {
     const cpu::Kernels* kernels = name ? cpu::find_kernels(name->c_str()) : nullptr;
     TORCH_CHECK_VALUE(!name || kernels, "this machine has no kernels for ", name.value_or(""));
-    cpu::chosen_kernels = kernels;
+    cpu::choose_kernels(kernels);
   });
   m.def("fast_path_group", &cpu::fast_path_group);
   m.def("keep_packs", &cpu::keep_packs);

@@ -62,4 +62,10 @@ struct Kernels {
 // The best table this machine runs, or the one named, or null: "avx2", "avx512", "avx512_bf16", "amx".
 const Kernels* find_kernels(const char* name = nullptr);
 
+// Sets the table that calls use from now on; null: the best again.
+void choose_kernels(const Kernels* kernels);
+
+// The table that calls use; null where this machine runs none.
+const Kernels* chosen_kernels();
+
 }  // namespace cora::cpu

@@ -1,8 +1,8 @@
 // AMX through PyTorch's own micro-kernels (oneDNN's brgemm), which program the tile unit; the rest is AVX-512.
-#include "kernels_amx.h"
-
 #include <ATen/Context.h>
 #include <ATen/native/CPUBlas.h>
+
+#include "kernel_tables.h"
 
 namespace cora::cpu {
 namespace {

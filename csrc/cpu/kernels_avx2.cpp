@@ -1,4 +1,4 @@
-#include "kernels.h"
+#include "kernel_tables.h"
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -25,7 +25,6 @@ namespace {
 #include "microkernel.inl"
 }  // namespace
 
-extern const Kernels kernels_avx2;
 const Kernels kernels_avx2 = table("avx2");
 }  // namespace cora::cpu
 

@@ -1,4 +1,4 @@
-#include "kernels.h"
+#include "kernel_tables.h"
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -26,7 +26,6 @@ namespace {
 #include "microkernel.inl"
 }  // namespace
 
-extern const Kernels kernels_avx512;
 const Kernels kernels_avx512 = table("avx512");
 }  // namespace cora::cpu
 

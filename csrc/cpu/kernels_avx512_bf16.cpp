@@ -1,4 +1,4 @@
-#include "kernels.h"
+#include "kernel_tables.h"
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -27,7 +27,6 @@ namespace {
 #include "microkernel.inl"
 }  // namespace
 
-extern const Kernels kernels_avx512_bf16;
 const Kernels kernels_avx512_bf16 = table("avx512_bf16");
 }  // namespace cora::cpu
 

@@ -12,16 +12,12 @@
 #include "weight_packs.h"
 
 namespace cora::cpu {
-
-// The instruction set that calls use; null picks the best of this machine.
-const Kernels* chosen_kernels = nullptr;
-
 namespace {
 
 using at::Tensor;
 
 const Kernels& kernels() {
-  const Kernels* kernels = chosen_kernels ? chosen_kernels : find_kernels();
+  const Kernels* kernels = chosen_kernels();
   TORCH_CHECK(kernels, "the CPU kernels need a processor with AVX2, FMA and F16C");
   return *kernels;
 }
