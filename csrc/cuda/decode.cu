@@ -2,7 +2,9 @@
 // after the first block. Threads split the depth, and their sums are added in one order.
 #include "decode.h"
 
-#include "utils.cuh"
+#include "factor_chunks.cuh"
+#include "launch.cuh"
+#include "numbers.cuh"
 
 namespace cora::gpu {
 namespace {

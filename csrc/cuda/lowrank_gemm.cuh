@@ -1,10 +1,15 @@
 // One block computes one [BM x BN] tile of y. One pass (R > 0): the tile has rows of one sample, R more columns ride in
-// the K loop, and the first column tile writes S. S given (R = 0): tiles straddle the borders of samples, and S·B is
+// the K loop, and the first column tile writes S. S given (R = 0): tiles cross segment boundaries, and S·B is
 // computed for every sample that a tile meets and kept for its rows alone, so that no inf of one reaches another.
 #pragma once
 
+#include "factor_chunks.cuh"
+#include "launch.cuh"
 #include "lowrank_gemm.h"
-#include "utils.cuh"
+#include "numbers.cuh"
+#include "ptx.cuh"
+#include "row_tiles.cuh"
+#include "shared_tiles.cuh"
 
 namespace cora::gpu {
 

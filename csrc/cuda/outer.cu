@@ -2,7 +2,12 @@
 // planes of their own, which are summed in order.
 #include "outer.h"
 
-#include "utils.cuh"
+#include "factor_chunks.cuh"
+#include "launch.cuh"
+#include "numbers.cuh"
+#include "ptx.cuh"
+#include "row_tiles.cuh"
+#include "shared_tiles.cuh"
 
 namespace cora::gpu {
 namespace {

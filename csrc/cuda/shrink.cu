@@ -2,7 +2,11 @@
 // 16 of every 64 depths, summed in order at the end.
 #include "shrink.h"
 
-#include "utils.cuh"
+#include "factor_chunks.cuh"
+#include "launch.cuh"
+#include "ptx.cuh"
+#include "row_tiles.cuh"
+#include "shared_tiles.cuh"
 
 namespace cora::gpu {
 namespace {
