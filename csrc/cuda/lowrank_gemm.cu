@@ -23,14 +23,7 @@ int tiles_of(const LowRankGemm& gemm, Size size) {
 
 template <typename C>
 cudaError_t launch(const LowRankGemm& gemm, cudaStream_t stream) {
-  constexpr int kWithoutAsking = 48 * 1024;
-  if (C::kShared > kWithoutAsking) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(lowrank_gemm_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kShared);
-    if (error != cudaSuccess) return error;
-  }
-  lowrank_gemm_kernel<C><<<tiles_of(gemm, {C::BM, C::BN}), kThreads, C::kShared, stream>>>(gemm);
-  return cudaGetLastError();
+  return launch_kernel(lowrank_gemm_kernel<C>, tiles_of(gemm, {C::BM, C::BN}), C::kShared, gemm, stream);
 }
 
 template <typename T, int R, bool BACKWARD>

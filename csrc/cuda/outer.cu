@@ -178,15 +178,9 @@ template <typename T, int R>
 cudaError_t launch(const Outer& outer, cudaStream_t stream) {
   constexpr int kPipeline = kStages * BM * (BP + R) * 2,
                 kSums = (BP * kRanks<R> > R * kCols ? BP * kRanks<R> : R * kCols) * 4;
-  constexpr int kShared = kPipeline > kSums ? kPipeline : kSums, kWithoutAsking = 48 * 1024;
-  if (kShared > kWithoutAsking) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(outer_kernel<T, R>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-    if (error != cudaSuccess) return error;
-  }
+  constexpr int kShared = kPipeline > kSums ? kPipeline : kSums;
   const dim3 grid(cdiv(outer.cols, BP) * outer.segments.count, outer.splits, cdiv(outer.rank, R));
-  outer_kernel<T, R><<<grid, kThreads, kShared, stream>>>(outer);
-  return cudaGetLastError();
+  return launch_kernel(outer_kernel<T, R>, grid, kShared, outer, stream);
 }
 
 template <typename T>
