@@ -1,4 +1,4 @@
-// The extension module cora_kernels._C: schemas of the ops, and the few questions and switches of the native code.
+// The extension module cora_kernels._C: the schemas of the ops, and what Python may ask and set in the native code.
 #include <torch/extension.h>
 #include <torch/library.h>
 #include <torch/version.h>

@@ -22,7 +22,7 @@ Tensor as_rows(const Tensor& t) {
   return rows.stride(1) == 1 ? rows : rows.contiguous();
 }
 
-// One list of all tensors, as autograd counts them, and its parts.
+// The operands of a call, by part or as the one list that autograd counts.
 struct Operands {
   Tensor x;
   Tensors weights, lora_as, lora_bs, biases;
@@ -64,7 +64,7 @@ Tensors ys_and_ss(const Operands& in, double scaling) {
   return out;
 }
 
-// What the gradient of each factor is like: twice its dtype, and one where every sample has its own.
+// What the gradient of each factor is like, in one number: twice its dtype, plus one where every sample has its own.
 std::vector<int64_t> likes_of(const Tensors& factors) {
   std::vector<int64_t> likes;
   for (const Tensor& t : factors)
@@ -169,7 +169,7 @@ class LoraLinearGroup : public torch::autograd::Function<LoraLinearGroup> {
     return found;
   }
 
-  // With create_graph the gradients look differentiable; an error waits where one differentiates them.
+  // With create_graph the gradients look differentiable, but to differentiate them raises an error.
   static void refuse_another(Tensors& found) {
     Tensors defined;
     for (const Tensor& t : found) {

@@ -25,10 +25,10 @@ struct Kernels {
   const char* name;
   // bf16 rows are multiplied as bf16 pairs (vdpbf16ps), not widened to fp32.
   bool bf16_pairs;
-  // By the dtype of x: the base strips hold W packed in that dtype, the low strips are in fp32, or in bf16 pairs where
-  // bf16_pairs holds and x is bf16.
+  // One for each dtype of x: the base strips hold W packed in that dtype, the low strips are in fp32, or in bf16 pairs
+  // where bf16_pairs holds and x is bf16.
   TileFn tile[3];
-  // In bf16 pairs. Null without.
+  // Null where there are no bf16 pairs.
   JointFn joint;
   OuterFn outer;
   // out [cols] = (add ? out : 0) + row [depth] · factor [depth x cols], the factor read in place: its columns are
@@ -36,8 +36,8 @@ struct Kernels {
   // columns at a time.
   void (*row_product)(const float* row, const Matrix& factor, int64_t depth, int64_t cols, bool by_row, bool add,
                       float* out);
-  // c [rows x 48] += strip, in bf16 pairs, for any number of rows: by matrix units that want more rows than a tile has.
-  // Null: there are none. release gives them back at the end of a thread's work.
+  // c [rows x 48] += strip, in bf16 pairs, for any number of rows: by matrix units that want more rows than a tile has,
+  // null where there are none. release gives them back at the end of a thread's work.
   void (*block_product)(int64_t rows, const Strip& strip, float* c);
   void (*release)();
   // Packs src [depth x cols], cols <= 48, into dst; columns up to panel_stride are zero.

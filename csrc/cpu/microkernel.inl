@@ -1,10 +1,10 @@
-// The micro-kernels, written once over the vector type that simd_*.inl defines. Every kernels_*.cpp includes this file
+// The micro-kernels, written once over the vector type that simd_*.inl defines. instruction_set.inl includes this file
 // in a target region and an unnamed namespace, so one binary holds all instruction sets. No std function is called
 // here: its instantiation would be shared by all of them and might carry the wrong instructions.
 
-// What a strip's panel is. A weight's: 48 wide, its rows read once for every eight rows of the tile, from L2 or L3, and
-// asked for 32 rows early (worth 2 to 5 % on Zen 4). A factor's: as wide as its strip says, perhaps rows of x in place,
-// of which the next 48 columns are asked for, the next tile's.
+// What the panel of a strip belongs to. A weight's panel is 48 wide; its rows are read once for every eight rows of the
+// tile, from L2 or L3, and asked for 32 rows early (worth 2 to 5 % on Zen 4). A factor's panel is as wide as its strip
+// says, perhaps rows of x in place; of these the next 48 columns are asked for, which are the next tile's.
 enum class Role { kWeight, kFactor };
 constexpr int64_t kRowsAhead = 32;
 

@@ -44,7 +44,7 @@ Segments segments_of(const OptionalTensor& cu_seqlens, int64_t batch, int64_t ro
 
 Rows rows_of(const Tensor& t) { return {t.const_data_ptr(), t.stride(0), t.size(1)}; }
 
-// One call's work and what must live as long: packs, scales and biases in fp32.
+// The work of one call, and what must live as long: packs, scales, and biases in fp32.
 struct Call {
   LowRankGemm gemm;
   Tensors kept;
@@ -69,7 +69,7 @@ struct Call {
             static_cast<const char*>(keep(packed(weight, transposed, gemm.dtype, kernels())).const_data_ptr())};
   }
 
-  // S [rows, rank] computed from terms, or the one given.
+  // Adds S [rows, rank], to be computed from terms, or the one given, and returns it.
   Tensor add_shrink(std::vector<ShrinkTerm> terms, int64_t rank, const Tensor& given) {
     const int64_t rows = gemm.segments.rows;
     Tensor s = given.defined() ? given : at::empty({rows, rank}, at::kFloat);
@@ -184,7 +184,7 @@ Tensor outer(const Tensor& u, const Tensor& v, const OptionalTensor& cu_seqlens,
   check_rows("u", u, u.size(0), u.size(1));
   check_rows("v", v, u.size(0), v.size(1));
   const Segments segments = segments_of(cu_seqlens, batch, u.size(0));
-  // The low-rank side is in fp32 and goes to registers row by row; where both are, it is the one with fewer columns.
+  // The low-rank side is in fp32 and goes to registers row by row; where both are in fp32, it is the narrower one.
   const bool u_is_fp32 = u.scalar_type() == at::kFloat;
   const bool wide_first = u_is_fp32 ? v.scalar_type() == at::kFloat && u.size(1) > v.size(1) : true;
   const Tensor& wide = wide_first ? u : v;

@@ -1,4 +1,4 @@
-// Packing and conversion between dtypes, over the vector type of simd_*.inl. Included as microkernel.inl is.
+// Packing and conversion between dtypes, over the vector type of simd_*.inl. instruction_set.inl includes it.
 
 template <class A, class B>
 constexpr int64_t smaller(A a, B b) {

@@ -1,4 +1,5 @@
-// Working memory of a thread: grown on demand, reused by every later call, 64-byte aligned pieces.
+// The working memory of a thread. It grows on demand, every later call uses it again, and its pieces are 64-byte
+// aligned.
 #pragma once
 
 #include <cstdint>

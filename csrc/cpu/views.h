@@ -1,4 +1,4 @@
-// From torch tensors to the plain views that the drivers take.
+// Turns torch tensors into the plain views that the drivers take.
 #pragma once
 
 #include <ATen/core/Tensor.h>

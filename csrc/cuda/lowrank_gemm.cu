@@ -47,7 +47,8 @@ cudaError_t launch(const LowRankGemm& gemm, Size size, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t run(const LowRankGemm& gemm, Dtype dtype, int multiprocessors, cudaStream_t stream) {
-  // Whole waves of tiles, and of the matrix rate what a tile of this area reaches: the rule of cora_kernels/cost.py.
+  // The cost counts whole waves of tiles, at the share of the matrix rate that a tile of this area reaches: the rule of
+  // cora_kernels/cost.py.
   const auto cost = [&](Size size) {
     return int64_t(cdiv(tiles_of(gemm, size), multiprocessors)) * (size.BM * size.BN + 1024);
   };

@@ -30,7 +30,7 @@ struct GemmTile {
   static_assert(WM * WN == kWarps && NT % 2 == 0 && (R ? kS : kS + kB) <= kPipeline);
 };
 
-// Column tile and row tile of a block: eight row tiles side by side share each W tile while it is in L2.
+// The column tile and the row tile of a block: eight row tiles side by side share each tile of W while it is in L2.
 __device__ inline int2 grouped_tile(int block, int n_m, int n_n) {
   constexpr int kGroup = 8;
   const int group = block / (kGroup * n_n), within = block % (kGroup * n_n);
@@ -82,7 +82,8 @@ struct TileLoader {
   }
 };
 
-// The tiles of A: through registers, so that any strides and fp32 will do, loaded one mma block before they are stored.
+// Copies the tiles of A through registers, so that any strides and fp32 will do. They are loaded one mma block before
+// they are stored.
 template <typename C>
 struct FactorLoader {
   static constexpr int kRowChunks = C::BACKWARD ? C::BK / 8 : C::R / 8;
@@ -283,7 +284,7 @@ __global__ void __launch_bounds__(kThreads, 2) lowrank_gemm_kernel(const __grid_
     }
   }
 
-  // Through shared memory, so that rows of y are stored 16 bytes a thread.
+  // The tile goes through shared memory, so that rows of y are stored 16 bytes a thread.
   if constexpr (R > 0) __syncthreads();
 #pragma unroll
   for (int ni = 0; ni < NT; ++ni) {

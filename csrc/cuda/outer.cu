@@ -13,7 +13,7 @@ namespace cora::gpu {
 namespace {
 
 constexpr int BP = 128, BM = 64, kStages = 3, PC = BP / 8;
-// Rows of the sums in shared memory, padded against bank conflicts: of one rank, of one column.
+// The lengths of the rows of sums in shared memory, padded against bank conflicts: a row for one rank, or one column.
 constexpr int kCols = BP + 4;
 template <int R>
 constexpr int kRanks = R + 8;
@@ -52,7 +52,8 @@ __global__ void __launch_bounds__(kThreads, 2) outer_kernel(const __grid_constan
                  chunk_there && m + r < last);
     }
   };
-  // By fours: eight numbers in fp32 are two loads, each of half a sector, and neighbours would leave the other halves.
+  // Numbers come by fours: eight in fp32 are two loads, of half a sector each, and neighbours would leave the other
+  // halves.
   Numbers<4> fours[kEach];
   const auto fetch = [&](int m) {
 #pragma unroll
@@ -116,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, 2) outer_kernel(const __grid_constan
   wait_async<0>();
   __syncthreads();
 
-  // Through shared memory, so that neighbours in `out` are stored by neighbouring threads.
+  // The sums go through shared memory, so that neighbours in `out` are stored by neighbouring threads.
   float* const sums = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int i = 0; i < MT * R / 4; ++i) {
@@ -158,7 +159,7 @@ __global__ void __launch_bounds__(kThreads) sum_planes_kernel(const __grid_const
   store_number<T>(p.out, at, sum, p.out_is_fp32);
 }
 
-// One block for one number of one sample.
+// One block computes one number of one sample.
 __global__ void __launch_bounds__(kThreads) narrow_outer_kernel(const __grid_constant__ NarrowOuter p) {
   __shared__ float sums[kWarps];
   const int sample = blockIdx.x / (p.p * p.q), i = blockIdx.x / p.q % p.p, j = blockIdx.x % p.q;
