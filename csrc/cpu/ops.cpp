@@ -181,16 +181,13 @@ Tensors backward_input(at::TensorList gs, at::TensorList weights, at::TensorList
 
 Tensor outer(const Tensor& u, const Tensor& v, const OptionalTensor& cu_seqlens, int64_t batch, bool per_sample,
              at::ScalarType dtype) {
-  check_rows("u", u, u.size(0), u.size(1));
-  check_rows("v", v, u.size(0), v.size(1));
+  const std::vector<int64_t> shape = outer_shape(u, v, batch, per_sample);
   const Segments segments = segments_of(cu_seqlens, batch, u.size(0));
   // The low-rank side is in fp32 and goes to registers row by row; where both are in fp32, it is the narrower one.
   const bool u_is_fp32 = u.scalar_type() == at::kFloat;
   const bool wide_first = u_is_fp32 ? v.scalar_type() == at::kFloat && u.size(1) > v.size(1) : true;
   const Tensor& wide = wide_first ? u : v;
   const Tensor narrow = (wide_first ? v : u).to(at::kFloat);
-  std::vector<int64_t> shape{u.size(1), v.size(1)};
-  if (per_sample) shape.insert(shape.begin(), batch);
   const Tensor out = at::empty(shape, u.options().dtype(dtype));
   run(Outer{segments, per_sample, wide.const_data_ptr(), dtype_of(wide), wide.stride(0), wide.size(1),
             narrow.const_data_ptr<float>(), narrow.stride(0), narrow.size(1), out.mutable_data_ptr(), dtype_of(out),
