@@ -62,6 +62,7 @@ def native() -> dict:
     extension = (CUDAExtension if cuda else CppExtension)(
         "cora_kernels._C",
         sorted(sources),
+        depends=sorted(path for ending in ("h", "inl", "cuh") for path in glob(f"csrc/**/*.{ending}", recursive=True)),
         extra_compile_args={
             # GCC 12 takes its own headers' undefined vectors for a mistake.
             "cxx": ["-O3", "-g0", "-fopenmp", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]

@@ -48,7 +48,7 @@ def plain_group(*call: object) -> tuple[Tensor, ...] | None:
 
     None, unless the call is right, padded and served here as it stands: csrc/plain.h.
     """
-    return None if _unavailable else _C.plain_group(*call)
+    return None if _unavailable else _C.fast_path_group(*call)
 
 
 def not_supported_reasons(

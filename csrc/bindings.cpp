@@ -1,15 +1,13 @@
-// The extension module cora_kernels._C: schemas of the ops, and the few questions and switches of the native code.
+// The extension module cora_kernels._C: the schemas of the ops, and what Python may ask and set in the native code.
 #include <torch/extension.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "cpu/fast_path.h"
 #include "cpu/kernels.h"
 #include "cpu/weight_packs.h"
-#include "plain.h"
 
-namespace cora {
-extern const Kernels* chosen_kernels;
-}
+namespace cpu = cora::cpu;
 
 TORCH_LIBRARY(cora_kernels, m) {
   m.def("cpu_shrink(Tensor x, Tensor a, Tensor? scales, float scaling, Tensor? cu_seqlens, SymInt batch) -> Tensor");
@@ -30,23 +28,23 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("torch_version") = TORCH_VERSION;
   // The instruction set in use, and all that this machine could use.
   m.def("cpu_isa", []() -> std::optional<std::string> {
-    const cora::Kernels* kernels = cora::chosen_kernels ? cora::chosen_kernels : cora::find_kernels();
+    const cpu::Kernels* kernels = cpu::chosen_kernels();
     return kernels ? std::optional<std::string>(kernels->name) : std::nullopt;
   });
   m.def("cpu_isas", []() {
     std::vector<std::string> names;
     for (const char* name : {"amx", "avx512_bf16", "avx512", "avx2"}) {
-      if (cora::find_kernels(name)) names.push_back(name);
+      if (cpu::find_kernels(name)) names.push_back(name);
     }
     return names;
   });
   m.def("set_cpu_isa", [](const std::optional<std::string>& name) {
-    const cora::Kernels* kernels = name ? cora::find_kernels(name->c_str()) : nullptr;
+    const cpu::Kernels* kernels = name ? cpu::find_kernels(name->c_str()) : nullptr;
     TORCH_CHECK_VALUE(!name || kernels, "this machine has no kernels for ", name.value_or(""));
-    cora::chosen_kernels = kernels;
+    cpu::choose_kernels(kernels);
   });
-  m.def("plain_group", &cora::plain_group);
-  m.def("keep_packs", &cora::keep_packs);
-  m.def("clear_packs", &cora::clear_packs);
-  m.def("packs_bytes", &cora::packs_bytes);
+  m.def("fast_path_group", &cpu::fast_path_group);
+  m.def("keep_packs", &cpu::keep_packs);
+  m.def("clear_packs", &cpu::clear_packs);
+  m.def("packs_bytes", &cpu::packs_bytes);
 }

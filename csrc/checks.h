@@ -4,6 +4,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 namespace cora {
 
 inline void check_rows(const char* name, const at::Tensor& t, int64_t rows, int64_t cols) {
@@ -26,6 +28,14 @@ inline void check_factor(const char* name, const at::Tensor& t, int64_t batch, i
 
 inline void check_dtype(const char* name, const at::Tensor& t, at::ScalarType dtype) {
   TORCH_CHECK(t.scalar_type() == dtype, name, " must be ", dtype, ", got ", t.scalar_type());
+}
+
+// The shape of uᵀ·v, of all rows of u [rows, p] and v [rows, q] or of those of each sample.
+inline std::vector<int64_t> outer_shape(const at::Tensor& u, const at::Tensor& v, int64_t batch, bool per_sample) {
+  check_rows("u", u, u.size(0), u.size(1));
+  check_rows("v", v, u.size(0), v.size(1));
+  if (per_sample) return {batch, u.size(1), v.size(1)};
+  return {u.size(1), v.size(1)};
 }
 
 }  // namespace cora

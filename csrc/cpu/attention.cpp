@@ -7,13 +7,14 @@
 #include "lowrank_gemm.h"
 #include "scratch.h"
 
-namespace cora {
+namespace cora::cpu {
 namespace {
 
-// What packing a sample costs beside its products, in keys: for sharing samples out among threads.
+// What it costs to pack a sample beside its products, in keys. Samples are shared out among threads by that.
 constexpr int64_t kPackingCost = 128;
 
-// Works off (sample, kv_head) pairs over the thread's scratch memory, which the longest sample sizes.
+// An AttentionWorker works off (sample, kv_head) pairs over the thread's scratch memory, which the longest sample
+// sizes.
 class AttentionWorker {
  public:
   AttentionWorker(const Attention& attention, const Kernels& kernels, int64_t longest, bool backward)
@@ -22,7 +23,7 @@ class AttentionWorker {
         low_(low_panel(attention.dtype, kernels)),
         row_dtype_(low_ == Panel::kPairs ? Dtype::kBFloat16 : Dtype::kFloat),
         group_(attention.heads / attention.kv_heads),
-        // Off the powers of two, or the rows of a panel would share few sets of L1.
+        // A stride off the powers of two: else the rows of a panel would share few sets of L1.
         length_stride_(round_up(longest, 16) + 16),
         dim_stride_(round_up(attention.dim, 16)) {
     Scratch& scratch = Scratch::of_thread(carve(nullptr, longest, backward));
@@ -69,7 +70,8 @@ class AttentionWorker {
   }
 
  private:
-  // [length x dim] packed as it is, as the inner factor of products with P or dS, and turned, for those with q, k, v, g.
+  // A sample's [length x dim], packed twice: as it is, the inner factor of products with P or dS; and turned, that of
+  // products with rows of q, k, v or g.
   struct Panels {
     char* plain;
     char* turned;
@@ -114,7 +116,7 @@ class AttentionWorker {
     length_ = a_.segments.end(sample) - begin_;
   }
 
-  // dS of eight queries, from it their dq, and the delta that the keys' turn needs.
+  // Computes dS of eight queries, from it their dq, and the delta that by_keys needs.
   void by_queries(int64_t h, int64_t i, int64_t row, const Rows& g, void* dq) {
     const int64_t rows = std::min<int64_t>(kTileRows, length_ - row), cols = row + rows;
     convert(head(a_.q, h), row, rows, q_rows_);
@@ -130,7 +132,7 @@ class AttentionWorker {
     multiply(rows, &strip, 1, destination(dq, a_.heads, h, row, a_.scale));
   }
 
-  // dk and dv of eight keys, from the queries of all heads that attend to them.
+  // Computes dk and dv of eight keys, from the queries of all heads that attend to them.
   void by_keys(int64_t kv_head, int64_t row, void* dk, void* dv) {
     const int64_t rows = std::min<int64_t>(kTileRows, length_ - row), cols = length_ - row;
     convert(head(a_.k, kv_head), row, rows, q_rows_);
@@ -153,7 +155,7 @@ class AttentionWorker {
     multiply(rows, ds_strips_.data(), group_, destination(dk, a_.kv_heads, kv_head, row, a_.scale));
   }
 
-  // Of head h, from the sample's first row on: what a softmax of its rows needs, and the rows of q, k, v, g themselves.
+  // What the softmax of head h needs, from the sample's first row on; and below, the rows of q, k, v or g themselves.
   float* tops(int64_t h) const { return a_.sums + h * a_.segments.rows + begin_; }
   float* shares(int64_t h) const { return tops(a_.heads + h); }
 
@@ -173,8 +175,7 @@ class AttentionWorker {
   void convert(const Rows& from, int64_t row, int64_t rows, char* to) const {
     for (int64_t m = 0; m < rows; ++m) {
       const char* source = static_cast<const char*>(from.data) + (row + m) * from.stride * size_of(a_.dtype);
-      kernels_.convert_row(source, a_.dtype, a_.dim, low_ == Panel::kPairs,
-                           to + m * dim_stride_ * size_of(row_dtype_));
+      kernels_.convert_row(source, a_.dtype, a_.dim, low_ == Panel::kPairs, to + m * dim_stride_ * size_of(row_dtype_));
     }
   }
 
@@ -207,16 +208,13 @@ class AttentionWorker {
   const Kernels& kernels_;
   const Panel low_;
   const Dtype row_dtype_;
-  const int64_t group_;
-  const int64_t length_stride_;
-  const int64_t dim_stride_;
-  int64_t begin_ = 0;
-  int64_t length_ = 0;
+  const int64_t group_, length_stride_, dim_stride_;
+  int64_t begin_ = 0, length_ = 0;
   Panels k_, v_;
   char *q_rows_, *g_rows_;
   float *s_, *dp_;
   std::vector<char*> p_, ds_;
-  // For each head of the group: of every query, past the end too, where there is no number.
+  // One for each head of the group: a number for every query, and room past the end, where there is none.
   std::vector<float*> top_, share_, delta_;
   std::vector<Panels> q_, g_;
   std::vector<Strip> p_strips_, ds_strips_;
@@ -251,9 +249,8 @@ void for_pairs(const Attention& attention, const Kernels& kernels, bool backward
 }  // namespace
 
 void run_forward(const Attention& attention, void* out, const Kernels& kernels) {
-  for_pairs(attention, kernels, false, [&](AttentionWorker& worker, int64_t sample, int64_t kv_head) {
-    worker.forward(sample, kv_head, out);
-  });
+  for_pairs(attention, kernels, false,
+            [&](AttentionWorker& worker, int64_t sample, int64_t kv_head) { worker.forward(sample, kv_head, out); });
 }
 
 void run_backward(const Attention& attention, const Heads& g, void* dq, void* dk, void* dv, const Kernels& kernels) {
@@ -262,4 +259,4 @@ void run_backward(const Attention& attention, const Heads& g, void* dq, void* dk
   });
 }
 
-}  // namespace cora
+}  // namespace cora::cpu

@@ -8,7 +8,7 @@
 
 #include "kernels.h"
 
-namespace cora {
+namespace cora::cpu {
 
 // [M, heads, dim] of unit stride within a head.
 struct Heads {
@@ -20,12 +20,12 @@ struct Heads {
 struct Attention {
   Segments segments;
   Dtype dtype;
-  // Of queries; each kv_head serves heads / kv_heads of them in a row.
+  // Queries have `heads`; each kv_head serves heads / kv_heads of them in a row.
   int64_t heads, kv_heads, dim;
   float scale;
   Heads q, k, v;
-  // [2, heads, M], of each row of S the largest, and 1 / Σ e^(s − largest): written by the forward, read by the
-  // backward. Not the logarithm of the sum: at scores of thousands its rounding alone would be off by 1e-4.
+  // [2, heads, M]: the largest of each row of S, and 1 / Σ e^(s − largest). The forward writes them, the backward reads
+  // them. The logarithm of the sum would not do: at scores of thousands its rounding alone would be off by 1e-4.
   float* sums;
 };
 
@@ -33,4 +33,4 @@ struct Attention {
 void run_forward(const Attention& attention, void* out, const Kernels& kernels);
 void run_backward(const Attention& attention, const Heads& g, void* dq, void* dk, void* dv, const Kernels& kernels);
 
-}  // namespace cora
+}  // namespace cora::cpu

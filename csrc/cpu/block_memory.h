@@ -7,13 +7,13 @@
 #include "lowrank_gemm.h"
 #include "scratch.h"
 
-namespace cora {
+namespace cora::cpu {
 
 struct BlockMemory {
-  // Of each operand: its rows in the type that is multiplied (null where they are read in place), and a panel of its
+  // For each operand, its rows in the type that is multiplied (null where they are read in place), and a panel of its
   // factor in a shrink.
   std::vector<char*> converted, shrink_panels;
-  // Of each shrink, its S in bf16, where that is multiplied; of each term of an expand, a panel.
+  // For each shrink, its S in bf16, where that is multiplied; for each term of an expand, a panel.
   std::vector<char*> rounded_s, expand_panels;
   // One row of an operand; [max_rows x products_cols]; [max_rows x block_cols].
   float *row, *products, *block;
@@ -27,7 +27,7 @@ struct BlockMemory {
   }
 
  private:
-  // Returns the bytes of all pieces. With null it only adds them up.
+  // Takes all pieces and returns their bytes. Without a scratch it only adds them up.
   int64_t take(const LowRankGemm& gemm, const Kernels& kernels, int64_t max_rows, int64_t products_cols,
                int64_t block_cols, Scratch* scratch) {
     const Panel low = low_panel(gemm.dtype, kernels);
@@ -65,4 +65,4 @@ struct BlockMemory {
   }
 };
 
-}  // namespace cora
+}  // namespace cora::cpu

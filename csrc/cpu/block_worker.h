@@ -1,4 +1,18 @@
-// Works off row blocks of a LowRankGemm, tile by tile: one worker for each thread, over the thread's scratch memory.
+// A BlockWorker works off row blocks of a LowRankGemm, one worker for each thread, over the thread's scratch memory. It
+// loads the rows of a block, computes their S (shrink), then panels of 48 columns of their outputs (expand).
+//
+// Usually it goes by tiles: it packs the factors of a sample, and one call of the micro-kernel multiplies eight rows
+// with a panel of W and with a panel of B. In three modes a part of the products is there before the tiles are:
+//
+//     in place   A sample has few rows and factors of its own, as in decoding. The factors are not packed: they are
+//                read where they lie, for one row at a time (shrink_row, expand_rows_in_place). The products with B
+//                wait in `products`, and the sample's rows of a tile begin with them (begin_rows, expand_tile). Each
+//                sample is decided on by itself, so that a tile may hold rows of both kinds.
+//     joined     The rows are bf16, multiplied in pairs, and the rank is small. shrink multiplies them with the first
+//                panel of W in the same pass (join_rows), into `block`, and the tiles of that panel begin with it. A
+//                block that has rows in place is not joined.
+//     by block   The machine has matrix units, which want more rows than a tile has. All rows of the block are
+//                multiplied with a panel of W at once (multiply_block), into `block`, and every tile begins with it.
 #pragma once
 
 #include <algorithm>
@@ -7,22 +21,17 @@
 #include "block_memory.h"
 #include "lowrank_gemm.h"
 
-namespace cora {
+namespace cora::cpu {
 
-// Samples of at most this many rows, as in decoding, read their factors in place: packing them would cost more.
+// Samples of at most this many rows have their factors read in place: packing them would cost more.
 constexpr int64_t kFewRows = 3;
 
-// Their products are computed this much at a time: long stretches of the factors' rows, but no more than stays in L2.
+// So many bytes of products are computed at a time: long stretches of the factors' rows, but no more than stays in L2.
 constexpr int64_t kProductBytes = 256 * 1024;
 
-// Ranks whose S is computed along with the first panel of W, and the rows of that in one go.
+// The largest rank whose S is joined with the first panel of W, and how many rows are joined in one go.
 constexpr int64_t kJointRank = 16;
 constexpr int64_t kJointRows = 24;
-
-template <class Terms>
-bool any_per_sample(const Terms& terms) {
-  return std::any_of(terms.begin(), terms.end(), [](const auto& term) { return term.factor.batch_stride != 0; });
-}
 
 class BlockWorker {
  public:
@@ -64,7 +73,7 @@ class BlockWorker {
     }
   }
 
-  // S of the current rows; and, where the same rows are to be expanded next, perhaps their first panel's products.
+  // Computes S of the current rows. Where expand comes next for the same rows, their first panel may be joined.
   void shrink(bool expands_next) {
     joined_ = expands_next && can_join_ && !any_in_place();
     for (const Shrink& shrink : gemm_.shrinks) {
@@ -86,10 +95,10 @@ class BlockWorker {
     }
   }
 
-  // Best asked of expand: one panel, or what is multiplied together where rows are multiplied one by one.
+  // How many panels expand is best asked for: one, or as many as share the products of rows in place.
   int64_t panels_at_once() const { return any_in_place() ? group_panels_ : 1; }
 
-  // Panels [first, last) of all outputs, counted through, for the current rows; S is there.
+  // Computes panels [first, last) of the current rows, counted through all outputs. S must be there.
   void expand(int64_t first, int64_t last) {
     if (!rounded_) round_s();
     rounded_ = true;
@@ -113,7 +122,7 @@ class BlockWorker {
     int64_t stride;
   };
 
-  // One S of low rank, and the first output is of the same row operands.
+  // Whether there is one S of small rank, and the first output is of the same row operands.
   static bool joinable(const LowRankGemm& gemm) {
     if (gemm.shrinks.size() != 1 || gemm.shrinks[0].rank > kJointRank || gemm.outputs.empty()) return false;
     const auto& terms = gemm.shrinks[0].terms;
@@ -122,7 +131,7 @@ class BlockWorker {
                                         [](const auto& t, const auto& b) { return t.operand == b.operand; });
   }
 
-  // Whether some of the current rows are multiplied one by one.
+  // Whether some of the current rows have their factors read in place.
   bool any_in_place() const {
     for (int64_t row = begin_; row < end_;) {
       const int64_t sample = gemm_.segments.find(row);
@@ -137,8 +146,7 @@ class BlockWorker {
     return false;
   }
 
-  // Whether this sample's rows are multiplied one by one. Nothing but the sample decides: not the threads, nor the
-  // tile.
+  // Whether this sample's factors are read in place. Nothing but the sample decides: neither the threads nor the tile.
   template <class Terms>
   bool in_place(const Terms& terms, int64_t sample) const {
     return gemm_.segments.end(sample) - gemm_.segments.begin(sample) <= kFewRows && any_per_sample(terms) &&
@@ -151,7 +159,7 @@ class BlockWorker {
             gemm_.operands[operand].depth};
   }
 
-  // Columns from `col` on of S for rows [begin, end), which share one sample's factors.
+  // Computes the columns of S from `col` on for rows [begin, end), which share one sample's factors.
   void shrink_rows(const Shrink& shrink, int64_t sample, int64_t begin, int64_t end, int64_t col) {
     const int64_t cols = std::min<int64_t>(shrink.rank - col, kTileCols);
     const int64_t panel_stride = round_up(cols, 16);
@@ -176,7 +184,7 @@ class BlockWorker {
     }
   }
 
-  // The same, the panels of its factors being packed, and with it the first panel of the first output, into the block.
+  // Computes the same, with the factors packed already, and with it the first panel of the first output into `block`.
   void join_rows(const Shrink& shrink, int64_t begin, int64_t end, float scale) {
     const int n = shrink.terms.size();
     for (int64_t row = begin; row < end; row += kJointRows) {
@@ -205,7 +213,7 @@ class BlockWorker {
       shrink.s[row * shrink.rank + col + j] = scale * c_[j];
   }
 
-  // The operands are read here for the first time: asks for the rows of the next tile while this one is multiplied.
+  // Asks for the rows of the next tile while this one is multiplied: shrink is the first to read the operands.
   void fetch_rows(int64_t begin, int64_t end) const {
     for (size_t i = 0; i < operands_.size(); ++i) {
       const int64_t bytes = gemm_.operands[i].depth * row_bytes_;
@@ -217,7 +225,7 @@ class BlockWorker {
     }
   }
 
-  // The current rows of S as bf16, where that is what is multiplied.
+  // Rounds the current rows of S to bf16, where that is what is multiplied.
   void round_s() {
     if (low_ != Panel::kPairs) return;
     for (size_t i = 0; i < gemm_.shrinks.size(); ++i) {
@@ -272,7 +280,7 @@ class BlockWorker {
       }
       strips_.resize(n_base);
       if (sample_end >= row + rows && !(per_sample && in_place(output.expands, sample))) {
-        // As many tiles of the sample in one call as there are.
+        // One call takes as many tiles of the sample as there are.
         rows = sample_end >= end_ ? end_ - row : (sample_end - row) / kTileRows * kTileRows;
         add_expands(output, sample, row, col, cols);
         tile()(rows, cols, strips_.data(), n_base, strips_.data() + n_base, strips_.size() - n_base, ready, c, &to);
@@ -285,8 +293,8 @@ class BlockWorker {
     }
   }
 
-  // A tile of several samples: those whose products are ready begin with them, the others get their own terms after.
-  // Without a place c has begun.
+  // Computes a tile of several samples: those in place begin with their products, the others get their terms
+  // afterwards. Where `place` is negative, c holds already what the rows begin with.
   void expand_tile(const Output& output, int64_t row, int rows, int64_t panel, int64_t place, int n_base, float* c) {
     const int64_t col = panel * kTileCols;
     const int cols = std::min<int64_t>(output.cols - col, kTileCols);
@@ -313,7 +321,7 @@ class BlockWorker {
     return true;
   }
 
-  // c [rows x 48] = the products that are ready, zero in the other rows.
+  // c [rows x 48] = the products of the rows that are in place, zero in the others.
   void begin_rows(const Output& output, int64_t row, int64_t rows, int64_t place, float* c) const {
     for (int64_t i = row; i < row + rows; ++i, c += kTileCols) {
       if (in_place(output.expands, gemm_.segments.find(i))) {
@@ -369,22 +377,22 @@ class BlockWorker {
   const Kernels& kernels_;
   const Panel low_;
   const int64_t row_bytes_;
-  // The bases are multiplied a whole row block at a time, not tile by tile.
+  // The mode "by block" holds.
   const bool by_block_;
-  // S may be computed along with the first panel; and for the current rows it was.
+  // The mode "joined" may hold; and it does for the current rows.
   const bool can_join_;
   bool joined_ = false;
-  // The current rows of S are there in bf16.
+  // S of the current rows is there in bf16.
   bool rounded_ = false;
   const int64_t group_panels_;
   int64_t begin_ = 0;
   int64_t end_ = 0;
   BlockMemory memory_;
   std::vector<Operand> operands_;
-  // Whose factor an expand panel holds.
+  // The sample whose factor an expand panel holds.
   std::vector<int64_t> packed_sample_;
   std::vector<Strip> strips_;
   alignas(64) float c_[kTileRows * kTileCols];
 };
 
-}  // namespace cora
+}  // namespace cora::cpu

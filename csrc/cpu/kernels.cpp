@@ -1,14 +1,17 @@
 #include "kernels.h"
 
+#include <atomic>
 #include <cstring>
 
-#include "kernels_amx.h"
+#include "kernel_tables.h"
 
-namespace cora {
+namespace cora::cpu {
+namespace {
 
-#ifdef __x86_64__
-extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512_bf16;
-#endif
+// Null: the best that this machine runs.
+std::atomic<const Kernels*> chosen{nullptr};
+
+}  // namespace
 
 const Kernels* find_kernels(const char* name) {
 #ifdef __x86_64__
@@ -32,4 +35,11 @@ const Kernels* find_kernels(const char* name) {
   return nullptr;
 }
 
-}  // namespace cora
+void choose_kernels(const Kernels* kernels) { chosen = kernels; }
+
+const Kernels* chosen_kernels() {
+  const Kernels* kernels = chosen;
+  return kernels ? kernels : find_kernels();
+}
+
+}  // namespace cora::cpu

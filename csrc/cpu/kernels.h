@@ -3,7 +3,7 @@
 
 #include "types.h"
 
-namespace cora {
+namespace cora::cpu {
 
 // (add ? c : 0) + Σ base strips + Σ low strips, in fp32, in this order, for any rows: to c [rows x 48], or, where `to`
 // is not null, only there. At most 48 columns where c or a base strip is read or written, else any number. Panels are
@@ -11,8 +11,8 @@ namespace cora {
 using TileFn = void (*)(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add,
                         float* c, const Destination* to);
 
-// c [rows x 48] = Σ base strips, and s [rows x rank <= 16] = scale · Σ low strips, whose panels are 16 wide, of the same
-// n row operands: one pass over them.
+// c [rows x 48] = Σ base strips, and s [rows x rank <= 16] = scale · Σ low strips, whose panels are 16 wide: one pass
+// over the same n row operands.
 using JointFn = void (*)(int rows, const Strip* base, const Strip* low, int n, float scale, float* c, float* s,
                          int64_t s_stride, int64_t rank);
 
@@ -25,10 +25,10 @@ struct Kernels {
   const char* name;
   // bf16 rows are multiplied as bf16 pairs (vdpbf16ps), not widened to fp32.
   bool bf16_pairs;
-  // By the dtype of x: the base strips hold W packed in that dtype, the low strips are in fp32, or in bf16 pairs where
-  // bf16_pairs holds and x is bf16.
+  // One for each dtype of x: the base strips hold W packed in that dtype, the low strips are in fp32, or in bf16 pairs
+  // where bf16_pairs holds and x is bf16.
   TileFn tile[3];
-  // In bf16 pairs. Null without.
+  // Null where there are no bf16 pairs.
   JointFn joint;
   OuterFn outer;
   // out [cols] = (add ? out : 0) + row [depth] · factor [depth x cols], the factor read in place: its columns are
@@ -36,8 +36,8 @@ struct Kernels {
   // columns at a time.
   void (*row_product)(const float* row, const Matrix& factor, int64_t depth, int64_t cols, bool by_row, bool add,
                       float* out);
-  // c [rows x 48] += strip, in bf16 pairs, for any number of rows: by matrix units that want more rows than a tile has.
-  // Null: there are none. release gives them back at the end of a thread's work.
+  // c [rows x 48] += strip, in bf16 pairs, for any number of rows: by matrix units that want more rows than a tile has,
+  // null where there are none. release gives them back at the end of a thread's work.
   void (*block_product)(int64_t rows, const Strip& strip, float* c);
   void (*release)();
   // Packs src [depth x cols], cols <= 48, into dst; columns up to panel_stride are zero.
@@ -52,8 +52,8 @@ struct Kernels {
   // largest and share makes the sum 1. s is overwritten.
   void (*softmax)(float* s, int64_t cols, int64_t width, Dtype dtype, void* p, float* top, float* share);
   // ds = p ∘ (dp − delta) with that p, and delta = Σ p ∘ dp, which is returned; else as softmax.
-  float (*softmax_backward)(float* s, const float* dp, float top, float share, int64_t cols, int64_t width,
-                            Dtype dtype, void* ds);
+  float (*softmax_backward)(float* s, const float* dp, float top, float share, int64_t cols, int64_t width, Dtype dtype,
+                            void* ds);
   // p and ds for one key and the queries [first, cols), each with a top, share and delta; zero for those before.
   void (*softmax_backward_turned)(const float* s, const float* dp, const float* top, const float* share,
                                   const float* delta, int64_t first, int64_t cols, Dtype dtype, void* p, void* ds);
@@ -62,4 +62,10 @@ struct Kernels {
 // The best table this machine runs, or the one named, or null: "avx2", "avx512", "avx512_bf16", "amx".
 const Kernels* find_kernels(const char* name = nullptr);
 
-}  // namespace cora
+// Sets the table that calls use from now on; null: the best again.
+void choose_kernels(const Kernels* kernels);
+
+// The table that calls use; null where this machine runs none.
+const Kernels* chosen_kernels();
+
+}  // namespace cora::cpu

@@ -1,10 +1,10 @@
 // AMX through PyTorch's own micro-kernels (oneDNN's brgemm), which program the tile unit; the rest is AVX-512.
-#include "kernels_amx.h"
-
 #include <ATen/Context.h>
 #include <ATen/native/CPUBlas.h>
 
-namespace cora {
+#include "kernel_tables.h"
+
+namespace cora::cpu {
 namespace {
 
 void block_product(int64_t rows, const Strip& strip, float* c) {
@@ -25,4 +25,4 @@ Kernels with_amx(Kernels kernels) {
 
 bool brgemm_usable() { return at::globalContext().userEnabledMkldnn(); }
 
-}  // namespace cora
+}  // namespace cora::cpu

@@ -1,37 +1,5 @@
-#include "kernels.h"
-
-#ifdef __x86_64__
-#include <immintrin.h>
-
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
-
-namespace cora {
-namespace {
-#include "simd_avx2.h"
-
-#include "packing.h"
-
-#include "softmax.h"
-
-#include "microkernel.h"
-}  // namespace
-
-extern const Kernels kernels_avx2;
-const Kernels kernels_avx2 = table("avx2");
-}  // namespace cora
-
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
+#define CORA_TARGET "avx2,fma,f16c"
+#define CORA_SIMD "simd_avx2.inl"
+#define CORA_TABLE kernels_avx2
+#define CORA_NAME "avx2"
+#include "instruction_set.inl"

@@ -1,38 +1,5 @@
-#include "kernels.h"
-
-#ifdef __x86_64__
-#include <immintrin.h>
-
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
-#endif
-
-namespace cora {
-namespace {
-#include "simd_avx512.h"
-
-#include "packing.h"
-
-#include "softmax.h"
-
-#include "microkernel.h"
-}  // namespace
-
-extern const Kernels kernels_avx512;
-const Kernels kernels_avx512 = table("avx512");
-}  // namespace cora
-
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
+#define CORA_TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
+#define CORA_SIMD "simd_avx512.inl"
+#define CORA_TABLE kernels_avx512
+#define CORA_NAME "avx512"
+#include "instruction_set.inl"

@@ -1,39 +1,7 @@
-#include "kernels.h"
-
-#ifdef __x86_64__
-#include <immintrin.h>
-
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
-#endif
-
-namespace cora {
-namespace {
+// AVX-512 with products of bf16 pairs (vdpbf16ps).
+#define CORA_TARGET "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
+#define CORA_SIMD "simd_avx512.inl"
 #define CORA_BF16_PAIRS
-#include "simd_avx512.h"
-
-#include "packing.h"
-
-#include "softmax.h"
-
-#include "microkernel.h"
-}  // namespace
-
-extern const Kernels kernels_avx512_bf16;
-const Kernels kernels_avx512_bf16 = table("avx512_bf16");
-}  // namespace cora
-
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
+#define CORA_TABLE kernels_avx512_bf16
+#define CORA_NAME "avx512_bf16"
+#include "instruction_set.inl"

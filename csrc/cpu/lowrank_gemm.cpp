@@ -7,14 +7,14 @@
 
 #include "block_worker.h"
 
-namespace cora {
+namespace cora::cpu {
 namespace {
 
-// The rows that are multiplied with a panel of W, while it is in L2, before the next panel is. With fewer W is read
-// more often, which costs more than rows of x that come from L3 instead: at K = 2048 to 11008 and 1024 rows, 128 took
-// 1.03 to 1.05 times as long in bf16, and 1.02 to 1.06 at K = 2048 and 4096 in fp32.
+// So many rows are multiplied with a panel of W while it is in L2. With fewer, W is read more often, which costs more
+// than to read rows of x from L3: at K = 2048 to 11008 and 1024 rows, 128 took 1.03 to 1.05 times as long in bf16, and
+// 1.02 to 1.06 times at K = 2048 and 4096 in fp32.
 constexpr int64_t kBlockRows = 512;
-// Rows that are converted first: the copies should stay in cache.
+// The same where rows are converted first: the copies should stay in cache.
 constexpr int64_t kConvertedRows = 128;
 // With fewer rows than this for every thread, threads share the columns instead: each then reads its own part of W
 // once.
@@ -37,12 +37,12 @@ void for_blocks(int64_t begin, int64_t end, int64_t most, const Call& call) {
   }
 }
 
-// A row block. Its first panel is its thread's; the others are taken one by one, by that thread and by those that are
-// done with their own rows: threads seldom get the same share of a machine.
+// A row block. Its own thread computes the first panel; the others are taken one by one, by that thread and by those
+// that are done with their own rows: threads seldom get the same share of a machine.
 struct Block {
   int64_t begin;
   int64_t end;
-  // The next panel; past the last until S is there.
+  // The next panel to be taken; past the last until S is there.
   std::atomic<int64_t> next;
 };
 
@@ -60,7 +60,7 @@ class Blocks {
       block.next = panels_;
   }
 
-  // The rows of these shares, and then what is left of others.
+  // Works off the rows of these shares, and then what is left of others.
   void run(int64_t first, int64_t last) {
     BlockWorker worker(gemm_, kernels_, std::min(share_, most_));
     for (int64_t i = first; i < last; ++i) {
@@ -94,10 +94,7 @@ class Blocks {
 
   const LowRankGemm& gemm_;
   const Kernels& kernels_;
-  const int64_t panels_;
-  const int64_t share_;
-  const int64_t most_;
-  const int64_t per_share_;
+  const int64_t panels_, share_, most_, per_share_;
   std::vector<Block> blocks_;
 };
 
@@ -134,4 +131,4 @@ void run(const LowRankGemm& gemm, const Kernels& kernels) {
   });
 }
 
-}  // namespace cora
+}  // namespace cora::cpu

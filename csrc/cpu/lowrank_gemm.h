@@ -5,11 +5,12 @@
 //     out = Σ_b rows_b · panels_b + Σ_l S_l · E_l[sample] + bias
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "kernels.h"
 
-namespace cora {
+namespace cora::cpu {
 
 // A row operand [M x depth] of unit column stride.
 struct Rows {
@@ -65,7 +66,13 @@ struct LowRankGemm {
 
 void run(const LowRankGemm& gemm, const Kernels& kernels);
 
-// How W is packed for rows of this dtype, and the size of one panel of `depth` rows.
+// Whether some factor of these terms differs from sample to sample.
+template <class Terms>
+bool any_per_sample(const Terms& terms) {
+  return std::any_of(terms.begin(), terms.end(), [](const auto& term) { return term.factor.batch_stride != 0; });
+}
+
+// How W is packed for rows of this dtype.
 inline Panel base_panel(Dtype dtype) {
   return dtype == Dtype::kFloat ? Panel::kFloat : dtype == Dtype::kHalf ? Panel::kHalf : Panel::kPairs;
 }
@@ -85,4 +92,4 @@ inline bool read_in_place(const LowRankGemm& gemm, const Rows& rows, const Kerne
 
 inline int64_t panels_of(int64_t cols) { return (cols + kTileCols - 1) / kTileCols; }
 
-}  // namespace cora
+}  // namespace cora::cpu

@@ -11,17 +11,13 @@
 #include "views.h"
 #include "weight_packs.h"
 
-namespace cora {
-
-// The instruction set that calls use; null picks the best of this machine.
-const Kernels* chosen_kernels = nullptr;
-
+namespace cora::cpu {
 namespace {
 
 using at::Tensor;
 
 const Kernels& kernels() {
-  const Kernels* kernels = chosen_kernels ? chosen_kernels : find_kernels();
+  const Kernels* kernels = chosen_kernels();
   TORCH_CHECK(kernels, "the CPU kernels need a processor with AVX2, FMA and F16C");
   return *kernels;
 }
@@ -48,7 +44,7 @@ Segments segments_of(const OptionalTensor& cu_seqlens, int64_t batch, int64_t ro
 
 Rows rows_of(const Tensor& t) { return {t.const_data_ptr(), t.stride(0), t.size(1)}; }
 
-// One call's work and what must live as long: packs, scales and biases in fp32.
+// The work of one call, and what must live as long: packs, scales, and biases in fp32.
 struct Call {
   LowRankGemm gemm;
   Tensors kept;
@@ -73,7 +69,7 @@ struct Call {
             static_cast<const char*>(keep(packed(weight, transposed, gemm.dtype, kernels())).const_data_ptr())};
   }
 
-  // S [rows, rank] computed from terms, or the one given.
+  // Adds S [rows, rank], to be computed from terms, or the one given, and returns it.
   Tensor add_shrink(std::vector<ShrinkTerm> terms, int64_t rank, const Tensor& given) {
     const int64_t rows = gemm.segments.rows;
     Tensor s = given.defined() ? given : at::empty({rows, rank}, at::kFloat);
@@ -87,8 +83,8 @@ struct Call {
 
 }  // namespace
 
-Tensor cpu_shrink(const Tensor& x, const Tensor& a, const OptionalTensor& scales, double scaling,
-                  const OptionalTensor& cu_seqlens, int64_t batch) {
+Tensor shrink(const Tensor& x, const Tensor& a, const OptionalTensor& scales, double scaling,
+              const OptionalTensor& cu_seqlens, int64_t batch) {
   check_rows("x", x, x.size(0), x.size(1));
   check_factor("lora_a", a, batch, x.size(1), a.size(-1));
   Call call(x, scales, scaling, cu_seqlens, batch);
@@ -98,9 +94,9 @@ Tensor cpu_shrink(const Tensor& x, const Tensor& a, const OptionalTensor& scales
   return s;
 }
 
-Tensors cpu_forward(const Tensor& x, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
-                    const c10::List<OptionalTensor>& biases, const OptionalTensor& scales, double scaling,
-                    const OptionalTensor& cu_seqlens, int64_t batch, at::TensorList given) {
+Tensors forward(const Tensor& x, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
+                const c10::List<OptionalTensor>& biases, const OptionalTensor& scales, double scaling,
+                const OptionalTensor& cu_seqlens, int64_t batch, at::TensorList given) {
   const size_t n = weights.size();
   TORCH_CHECK(lora_bs.size() == n && biases.size() == n && (lora_as.size() == 1 || lora_as.size() == n) &&
                   (given.empty() || given.size() == lora_as.size()),
@@ -134,9 +130,9 @@ Tensors cpu_forward(const Tensor& x, at::TensorList weights, at::TensorList lora
   return out;
 }
 
-Tensors cpu_backward_input(at::TensorList gs, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
-                           const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens,
-                           int64_t batch, int64_t n_a, at::TensorList given) {
+Tensors backward_input(at::TensorList gs, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
+                       const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens, int64_t batch,
+                       int64_t n_a, at::TensorList given) {
   const int64_t n = gs.size();
   const bool need_dx = !weights.empty();
   const auto fits = [](at::TensorList list, bool wanted, int64_t size) {
@@ -183,18 +179,15 @@ Tensors cpu_backward_input(at::TensorList gs, at::TensorList weights, at::Tensor
   return out;
 }
 
-Tensor cpu_outer(const Tensor& u, const Tensor& v, const OptionalTensor& cu_seqlens, int64_t batch, bool per_sample,
-                 at::ScalarType dtype) {
-  check_rows("u", u, u.size(0), u.size(1));
-  check_rows("v", v, u.size(0), v.size(1));
+Tensor outer(const Tensor& u, const Tensor& v, const OptionalTensor& cu_seqlens, int64_t batch, bool per_sample,
+             at::ScalarType dtype) {
+  const std::vector<int64_t> shape = outer_shape(u, v, batch, per_sample);
   const Segments segments = segments_of(cu_seqlens, batch, u.size(0));
-  // The low-rank side is in fp32 and goes to registers row by row; where both are, it is the one with fewer columns.
+  // The low-rank side is in fp32 and goes to registers row by row; where both are in fp32, it is the narrower one.
   const bool u_is_fp32 = u.scalar_type() == at::kFloat;
   const bool wide_first = u_is_fp32 ? v.scalar_type() == at::kFloat && u.size(1) > v.size(1) : true;
   const Tensor& wide = wide_first ? u : v;
   const Tensor narrow = (wide_first ? v : u).to(at::kFloat);
-  std::vector<int64_t> shape{u.size(1), v.size(1)};
-  if (per_sample) shape.insert(shape.begin(), batch);
   const Tensor out = at::empty(shape, u.options().dtype(dtype));
   run(Outer{segments, per_sample, wide.const_data_ptr(), dtype_of(wide), wide.stride(0), wide.size(1),
             narrow.const_data_ptr<float>(), narrow.stride(0), narrow.size(1), out.mutable_data_ptr(), dtype_of(out),
@@ -236,17 +229,17 @@ Attention attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const 
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> cpu_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
-                                         double scale) {
+std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
+                                     double scale) {
   const Tensor sums = at::empty({2, q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
   const Tensor out = at::empty(q.sizes(), q.options());
   run_forward(attention_of(q, k, v, sums, cu_seqlens, scale), out.mutable_data_ptr(), kernels());
   return {out, sums};
 }
 
-std::tuple<Tensor, Tensor, Tensor> cpu_attention_backward(const Tensor& g, const Tensor& q, const Tensor& k,
-                                                          const Tensor& v, const Tensor& sums, const Tensor& cu_seqlens,
-                                                          double scale) {
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& g, const Tensor& q, const Tensor& k,
+                                                      const Tensor& v, const Tensor& sums, const Tensor& cu_seqlens,
+                                                      double scale) {
   check_dtype("grad", g, q.scalar_type());
   const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options()),
                dv = at::empty(v.sizes(), v.options());
@@ -256,12 +249,12 @@ std::tuple<Tensor, Tensor, Tensor> cpu_attention_backward(const Tensor& g, const
 }
 
 TORCH_LIBRARY_IMPL(cora_kernels, CPU, m) {
-  m.impl("cpu_shrink", &cpu_shrink);
-  m.impl("cpu_forward", &cpu_forward);
-  m.impl("cpu_backward_input", &cpu_backward_input);
-  m.impl("cpu_outer", &cpu_outer);
-  m.impl("cpu_attention", &cpu_attention);
-  m.impl("cpu_attention_backward", &cpu_attention_backward);
+  m.impl("cpu_shrink", &shrink);
+  m.impl("cpu_forward", &forward);
+  m.impl("cpu_backward_input", &backward_input);
+  m.impl("cpu_outer", &outer);
+  m.impl("cpu_attention", &attention);
+  m.impl("cpu_attention_backward", &attention_backward);
 }
 
-}  // namespace cora
+}  // namespace cora::cpu

@@ -8,35 +8,35 @@
 #include <tuple>
 #include <vector>
 
-namespace cora {
+namespace cora::cpu {
 
 using OptionalTensor = std::optional<at::Tensor>;
 using Tensors = std::vector<at::Tensor>;
 
-at::Tensor cpu_shrink(const at::Tensor& x, const at::Tensor& a, const OptionalTensor& scales, double scaling,
-                      const OptionalTensor& cu_seqlens, int64_t batch);
+at::Tensor shrink(const at::Tensor& x, const at::Tensor& a, const OptionalTensor& scales, double scaling,
+                  const OptionalTensor& cu_seqlens, int64_t batch);
 
 // The ys, then the computed ss (none where s is given).
-Tensors cpu_forward(const at::Tensor& x, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
-                    const c10::List<OptionalTensor>& biases, const OptionalTensor& scales, double scaling,
-                    const OptionalTensor& cu_seqlens, int64_t batch, at::TensorList given);
+Tensors forward(const at::Tensor& x, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
+                const c10::List<OptionalTensor>& biases, const OptionalTensor& scales, double scaling,
+                const OptionalTensor& cu_seqlens, int64_t batch, at::TensorList given);
 
 // dx (if weights and lora_as are given), then the n_a computed dss (none where ds is given).
-Tensors cpu_backward_input(at::TensorList gs, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
-                           const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens,
-                           int64_t batch, int64_t n_a, at::TensorList given);
+Tensors backward_input(at::TensorList gs, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
+                       const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens, int64_t batch,
+                       int64_t n_a, at::TensorList given);
 
-at::Tensor cpu_outer(const at::Tensor& u, const at::Tensor& v, const OptionalTensor& cu_seqlens, int64_t batch,
-                     bool per_sample, at::ScalarType dtype);
+at::Tensor outer(const at::Tensor& u, const at::Tensor& v, const OptionalTensor& cu_seqlens, int64_t batch,
+                 bool per_sample, at::ScalarType dtype);
 
 // out, and of each row of scores the largest and one over the sum of exponentials, fp32 [2, heads, M].
-std::tuple<at::Tensor, at::Tensor> cpu_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                                 const at::Tensor& cu_seqlens, double scale);
+std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                             const at::Tensor& cu_seqlens, double scale);
 
 // dq, dk, dv.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> cpu_attention_backward(const at::Tensor& g, const at::Tensor& q,
-                                                                      const at::Tensor& k, const at::Tensor& v,
-                                                                      const at::Tensor& sums,
-                                                                      const at::Tensor& cu_seqlens, double scale);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(const at::Tensor& g, const at::Tensor& q,
+                                                                  const at::Tensor& k, const at::Tensor& v,
+                                                                  const at::Tensor& sums, const at::Tensor& cu_seqlens,
+                                                                  double scale);
 
-}  // namespace cora
+}  // namespace cora::cpu

@@ -5,16 +5,17 @@
 #include "lowrank_gemm.h"
 #include "scratch.h"
 
-namespace cora {
+namespace cora::cpu {
 namespace {
 
-// Rows summed in one go, a constant: the order of the sum depends on the segments alone, never on the threads.
+// So many rows are summed in one go. It is a constant, so that the order of the sum depends on the segments alone and
+// never on the threads.
 constexpr int64_t kChunk = 256;
 // So much of the wide operand is packed at a time: it stays in L2.
 constexpr int64_t kGroupBytes = 384 * 1024;
 
-// Computes up to `max_panels` panels of 48 columns of `wide` for one sample after another, over the thread's scratch
-// memory.
+// An OuterWorker computes up to `max_panels` panels of 48 columns of `wide` for one sample after another, over the
+// thread's scratch memory.
 class OuterWorker {
  public:
   OuterWorker(const Outer& outer, const Kernels& kernels, int64_t max_panels)
@@ -25,8 +26,7 @@ class OuterWorker {
     const int64_t narrow = round_up(outer.narrow_cols, 16) * kChunk * 4;
     const int64_t group = in_place_ ? 0 : kGroupBytes;
     const int64_t sums = max_panels * sum_size_ * 4;
-    Scratch& scratch =
-        Scratch::of_thread(Scratch::padded(narrow) + Scratch::padded(group) + Scratch::padded(sums));
+    Scratch& scratch = Scratch::of_thread(Scratch::padded(narrow) + Scratch::padded(group) + Scratch::padded(sums));
     narrow_ = scratch.take(narrow);
     group_ = scratch.take(group);
     sums_ = reinterpret_cast<float*>(scratch.take(sums));
@@ -74,7 +74,8 @@ class OuterWorker {
     }
   }
 
-  // The same with wide of any dtype, fp32 in the end: narrow turned, so that its columns are rows, and wide packed.
+  // Computes the same for wide of any dtype, in fp32: narrow is turned, so that its columns are rows, and wide is
+  // packed.
   void add_packed(int64_t begin, int64_t end, int64_t first_panel, int64_t last_panel, bool add) {
     const int64_t stride = round_up(end - begin, 16);
     kernels_.pack(Panel::kFloat, narrow(begin).transposed(), outer_.narrow_cols, end - begin, narrow_, stride);
@@ -95,7 +96,7 @@ class OuterWorker {
     const char* panels = static_cast<const char*>(source.data);
     int64_t stride = outer_.wide_stride;
     if (outer_.wide_dtype != Dtype::kFloat || cols % kTileCols != 0) {
-      // Off the powers of two, or the rows of a panel would share few sets of L1.
+      // A stride off the powers of two: else the rows of a panel would share few sets of L1.
       stride = round_up(cols, 16) + 16;
       kernels_.pack(Panel::kFloat, source, depth, cols, group_, stride);
       panels = group_;
@@ -143,4 +144,4 @@ void run(const Outer& outer, const Kernels& kernels) {
   });
 }
 
-}  // namespace cora
+}  // namespace cora::cpu

@@ -3,7 +3,7 @@
 
 #include "kernels.h"
 
-namespace cora {
+namespace cora::cpu {
 
 struct Outer {
   Segments segments;
@@ -25,4 +25,4 @@ struct Outer {
 
 void run(const Outer& outer, const Kernels& kernels);
 
-}  // namespace cora
+}  // namespace cora::cpu

@@ -1,11 +1,12 @@
-// Working memory of a thread: grown on demand, reused by every later call, 64-byte aligned pieces.
+// The working memory of a thread. It grows on demand, every later call uses it again, and its pieces are 64-byte
+// aligned.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <new>
 
-namespace cora {
+namespace cora::cpu {
 
 class Scratch {
  public:
@@ -39,4 +40,4 @@ class Scratch {
   int64_t used_ = 0;
 };
 
-}  // namespace cora
+}  // namespace cora::cpu

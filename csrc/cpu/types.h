@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-namespace cora {
+namespace cora::cpu {
 
 // The tile of the output that one micro-kernel call computes. Eight rows and three AVX-512 vectors keep 24 accumulators
 // in registers; eight rows whose stride is a multiple of 4 KiB still fit the eight ways of L1, so x is read in place
@@ -81,4 +81,4 @@ inline int64_t panel_bytes(Panel kind, int64_t depth, int64_t cols = kTileCols) 
                                 : (depth + 1) / 2 * cols * 4;
 }
 
-}  // namespace cora
+}  // namespace cora::cpu

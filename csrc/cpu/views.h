@@ -1,11 +1,11 @@
-// From torch tensors to the plain views that the drivers take.
+// Turns torch tensors into the plain views that the drivers take.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include "types.h"
 
-namespace cora {
+namespace cora::cpu {
 
 inline Dtype dtype_of(const at::Tensor& t) {
   switch (t.scalar_type()) {
@@ -21,4 +21,4 @@ inline Matrix matrix_of(const at::Tensor& t) {
   return {t.const_data_ptr(), dtype_of(t), t.stride(-2), t.stride(-1), t.dim() == 3 ? t.stride(0) : 0};
 }
 
-}  // namespace cora
+}  // namespace cora::cpu

@@ -11,7 +11,7 @@
 #include "lowrank_gemm.h"
 #include "views.h"
 
-namespace cora {
+namespace cora::cpu {
 namespace {
 
 using WeakTensor = c10::weak_intrusive_ptr<at::TensorImpl, at::UndefinedTensorImpl>;
@@ -141,4 +141,4 @@ int64_t packs_bytes() {
   return bytes;
 }
 
-}  // namespace cora
+}  // namespace cora::cpu

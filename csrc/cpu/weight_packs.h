@@ -6,7 +6,7 @@
 
 #include "kernels.h"
 
-namespace cora {
+namespace cora::cpu {
 
 // weight [N, K], packed for rows of this dtype (and rounded to it) as x·Wᵀ reads it (transposed = false: depth K,
 // columns N) or as g·W does (depth N, columns K): panels of 48 columns, [depth][48] each. A kept pack costs its calls a
@@ -18,4 +18,4 @@ bool keep_packs(bool keep);
 void clear_packs();
 int64_t packs_bytes();
 
-}  // namespace cora
+}  // namespace cora::cpu

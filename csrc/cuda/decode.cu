@@ -2,13 +2,15 @@
 // after the first block. Threads split the depth, and their sums are added in one order.
 #include "decode.h"
 
-#include "utils.cuh"
+#include "factor_chunks.cuh"
+#include "launch.cuh"
+#include "numbers.cuh"
 
 namespace cora::gpu {
 namespace {
 
 constexpr int kDecodeThreads = 256, kDecodeWarps = kDecodeThreads / 32;
-// Depths whose x is in shared memory at a time.
+// So many depths of x are in shared memory at a time.
 constexpr int BK = 1024;
 // Chunks of A or B that a thread has under way: a block or two a multiprocessor must keep the memory busy.
 template <int ROWS>
@@ -59,7 +61,7 @@ __device__ inline void shrink(float (*s)[kDecodeRank], const Decode& p, int samp
       }
     }
   }
-  // Lanes of a chunk, then warps in order.
+  // The lanes of a chunk are added first, then the warps in order.
 #pragma unroll
   for (int t = 0; t < ROWS; ++t) {
 #pragma unroll
@@ -162,7 +164,7 @@ cudaError_t launch(const Decode& decode, cudaStream_t stream) {
 cudaError_t run(Decode decode, Dtype dtype, int multiprocessors, cudaStream_t stream) {
   // Two blocks for every multiprocessor, with columns for all of its threads.
   const int pieces = cdiv(2 * multiprocessors, decode.samples), trip = kDecodeThreads * 8;
-  // Where S is given, a warp's columns are enough for a block: nothing is computed twice.
+  // Where S is given, nothing is computed twice, and the columns of one warp are enough for a block.
   const int unit = decode.a.data ? trip : 32 * 8;
   decode.share = cdiv(cdiv(decode.cols, pieces), unit) * unit;
   return dtype == Dtype::kHalf ? launch<__half>(decode, stream) : launch<__nv_bfloat16>(decode, stream);

@@ -1,4 +1,4 @@
-// What the drivers ask of torch and of the CUDA runtime: where to launch, where the data lie, how a launch went.
+// What the drivers ask torch and the CUDA runtime: where to launch, where the data lie, how a launch went.
 #pragma once
 
 #include <ATen/core/Tensor.h>

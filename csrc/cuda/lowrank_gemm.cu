@@ -23,14 +23,7 @@ int tiles_of(const LowRankGemm& gemm, Size size) {
 
 template <typename C>
 cudaError_t launch(const LowRankGemm& gemm, cudaStream_t stream) {
-  constexpr int kWithoutAsking = 48 * 1024;
-  if (C::kShared > kWithoutAsking) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(lowrank_gemm_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kShared);
-    if (error != cudaSuccess) return error;
-  }
-  lowrank_gemm_kernel<C><<<tiles_of(gemm, {C::BM, C::BN}), kThreads, C::kShared, stream>>>(gemm);
-  return cudaGetLastError();
+  return launch_kernel(lowrank_gemm_kernel<C>, tiles_of(gemm, {C::BM, C::BN}), C::kShared, gemm, stream);
 }
 
 template <typename T, int R, bool BACKWARD>
@@ -54,7 +47,8 @@ cudaError_t launch(const LowRankGemm& gemm, Size size, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t run(const LowRankGemm& gemm, Dtype dtype, int multiprocessors, cudaStream_t stream) {
-  // Whole waves of tiles, and of the matrix rate what a tile of this area reaches: the rule of cora_kernels/cost.py.
+  // The cost counts whole waves of tiles, at the share of the matrix rate that a tile of this area reaches: the rule of
+  // cora_kernels/cost.py.
   const auto cost = [&](Size size) {
     return int64_t(cdiv(tiles_of(gemm, size), multiprocessors)) * (size.BM * size.BN + 1024);
   };

@@ -1,10 +1,15 @@
 // One block computes one [BM x BN] tile of y. One pass (R > 0): the tile has rows of one sample, R more columns ride in
-// the K loop, and the first column tile writes S. S given (R = 0): tiles straddle the borders of samples, and S·B is
+// the K loop, and the first column tile writes S. S given (R = 0): tiles cross segment boundaries, and S·B is
 // computed for every sample that a tile meets and kept for its rows alone, so that no inf of one reaches another.
 #pragma once
 
+#include "factor_chunks.cuh"
+#include "launch.cuh"
 #include "lowrank_gemm.h"
-#include "utils.cuh"
+#include "numbers.cuh"
+#include "ptx.cuh"
+#include "row_tiles.cuh"
+#include "shared_tiles.cuh"
 
 namespace cora::gpu {
 
@@ -25,7 +30,7 @@ struct GemmTile {
   static_assert(WM * WN == kWarps && NT % 2 == 0 && (R ? kS : kS + kB) <= kPipeline);
 };
 
-// Column tile and row tile of a block: eight row tiles side by side share each W tile while it is in L2.
+// The column tile and the row tile of a block: eight row tiles side by side share each tile of W while it is in L2.
 __device__ inline int2 grouped_tile(int block, int n_m, int n_n) {
   constexpr int kGroup = 8;
   const int group = block / (kGroup * n_n), within = block % (kGroup * n_n);
@@ -77,7 +82,8 @@ struct TileLoader {
   }
 };
 
-// The tiles of A: through registers, so that any strides and fp32 will do, loaded one mma block before they are stored.
+// Copies the tiles of A through registers, so that any strides and fp32 will do. They are loaded one mma block before
+// they are stored.
 template <typename C>
 struct FactorLoader {
   static constexpr int kRowChunks = C::BACKWARD ? C::BK / 8 : C::R / 8;
@@ -278,7 +284,7 @@ __global__ void __launch_bounds__(kThreads, 2) lowrank_gemm_kernel(const __grid_
     }
   }
 
-  // Through shared memory, so that rows of y are stored 16 bytes a thread.
+  // The tile goes through shared memory, so that rows of y are stored 16 bytes a thread.
   if constexpr (R > 0) __syncthreads();
 #pragma unroll
   for (int ni = 0; ni < NT; ++ni) {

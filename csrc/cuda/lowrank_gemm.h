@@ -25,7 +25,7 @@ struct LowRankGemm {
   float* s;
   void* y;
   Scaling scaling;
-  // Those to whose borders tiles are cut (one pass), or along which b changes (S given).
+  // Tiles end at the boundaries of these (one pass), or b changes there (S given).
   Segments segments;
   int cols;
   int depth;

@@ -2,13 +2,18 @@
 // planes of their own, which are summed in order.
 #include "outer.h"
 
-#include "utils.cuh"
+#include "factor_chunks.cuh"
+#include "launch.cuh"
+#include "numbers.cuh"
+#include "ptx.cuh"
+#include "row_tiles.cuh"
+#include "shared_tiles.cuh"
 
 namespace cora::gpu {
 namespace {
 
 constexpr int BP = 128, BM = 64, kStages = 3, PC = BP / 8;
-// Rows of the sums in shared memory, padded against bank conflicts: of one rank, of one column.
+// The lengths of the rows of sums in shared memory, padded against bank conflicts: a row for one rank, or one column.
 constexpr int kCols = BP + 4;
 template <int R>
 constexpr int kRanks = R + 8;
@@ -47,7 +52,8 @@ __global__ void __launch_bounds__(kThreads, 2) outer_kernel(const __grid_constan
                  chunk_there && m + r < last);
     }
   };
-  // By fours: eight numbers in fp32 are two loads, each of half a sector, and neighbours would leave the other halves.
+  // Numbers come by fours: eight in fp32 are two loads, of half a sector each, and neighbours would leave the other
+  // halves.
   Numbers<4> fours[kEach];
   const auto fetch = [&](int m) {
 #pragma unroll
@@ -111,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, 2) outer_kernel(const __grid_constan
   wait_async<0>();
   __syncthreads();
 
-  // Through shared memory, so that neighbours in `out` are stored by neighbouring threads.
+  // The sums go through shared memory, so that neighbours in `out` are stored by neighbouring threads.
   float* const sums = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int i = 0; i < MT * R / 4; ++i) {
@@ -153,7 +159,7 @@ __global__ void __launch_bounds__(kThreads) sum_planes_kernel(const __grid_const
   store_number<T>(p.out, at, sum, p.out_is_fp32);
 }
 
-// One block for one number of one sample.
+// One block computes one number of one sample.
 __global__ void __launch_bounds__(kThreads) narrow_outer_kernel(const __grid_constant__ NarrowOuter p) {
   __shared__ float sums[kWarps];
   const int sample = blockIdx.x / (p.p * p.q), i = blockIdx.x / p.q % p.p, j = blockIdx.x % p.q;
@@ -173,15 +179,9 @@ template <typename T, int R>
 cudaError_t launch(const Outer& outer, cudaStream_t stream) {
   constexpr int kPipeline = kStages * BM * (BP + R) * 2,
                 kSums = (BP * kRanks<R> > R * kCols ? BP * kRanks<R> : R * kCols) * 4;
-  constexpr int kShared = kPipeline > kSums ? kPipeline : kSums, kWithoutAsking = 48 * 1024;
-  if (kShared > kWithoutAsking) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(outer_kernel<T, R>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-    if (error != cudaSuccess) return error;
-  }
+  constexpr int kShared = kPipeline > kSums ? kPipeline : kSums;
   const dim3 grid(cdiv(outer.cols, BP) * outer.segments.count, outer.splits, cdiv(outer.rank, R));
-  outer_kernel<T, R><<<grid, kThreads, kShared, stream>>>(outer);
-  return cudaGetLastError();
+  return launch_kernel(outer_kernel<T, R>, grid, kShared, outer, stream);
 }
 
 template <typename T>

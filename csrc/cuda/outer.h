@@ -23,7 +23,7 @@ struct Outer {
   bool out_is_fp32;
 };
 
-// Into how many planes to split the rows, so that every multiprocessor has work.
+// Returns into how many planes to split the rows, so that every multiprocessor has work.
 int splits_of(const Segments& segments, int cols, int rank, int multiprocessors);
 
 cudaError_t run(const Outer& outer, Dtype dtype, cudaStream_t stream);

@@ -2,7 +2,11 @@
 // 16 of every 64 depths, summed in order at the end.
 #include "shrink.h"
 
-#include "utils.cuh"
+#include "factor_chunks.cuh"
+#include "launch.cuh"
+#include "ptx.cuh"
+#include "row_tiles.cuh"
+#include "shared_tiles.cuh"
 
 namespace cora::gpu {
 namespace {
@@ -118,14 +122,8 @@ template <typename T, int BM, int R>
 cudaError_t launch(const Shrink& shrink, cudaStream_t stream) {
   constexpr int kShared = kStages * (BM + R) * BK * 2;
   const auto kernel = shrink.inner_is_depth ? shrink_kernel<T, BM, R, true> : shrink_kernel<T, BM, R, false>;
-  constexpr int kWithoutAsking = 48 * 1024;
-  if (kShared > kWithoutAsking) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-    if (error != cudaSuccess) return error;
-  }
   const dim3 grid(slots_of(shrink.segments, BM), cdiv(shrink.rank, R));
-  kernel<<<grid, kThreads, kShared, stream>>>(shrink);
-  return cudaGetLastError();
+  return launch_kernel(kernel, grid, kShared, shrink, stream);
 }
 
 template <typename T>

@@ -1,4 +1,4 @@
-// From torch tensors to the plain views that the kernels take.
+// Turns torch tensors into the plain views that the kernels take.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,4 +1,4 @@
-// Micro-kernels that are there in bf16 pairs only. Included by microkernel.h.
+// The micro-kernels that exist in bf16 pairs alone. microkernel.inl includes this file.
 
 // A panel of a weight and the 16 columns of a factor's, multiplied with the same rows. The factor's alone would read a
 // broadcast for each product; beside three other vectors it costs what its products cost.
@@ -64,7 +64,7 @@ inline void joint(int rows, const Strip* base, const Strip* low, int n, float sc
 constexpr int kOuterRows = 8;
 constexpr int kOuterVecs = kTileCols / kWidth;
 
-// How many of a vector's columns there are.
+// How many columns of vector v there are.
 inline int64_t columns_of(int v, int64_t cols) { return cols > v * kWidth ? cols - v * kWidth : 0; }
 
 // Up to 48 columns of two rows, side by side.

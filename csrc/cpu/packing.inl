@@ -1,4 +1,4 @@
-// Packing and conversion between dtypes, over the vector type of simd_*.h. Included as microkernel.h is.
+// Packing and conversion between dtypes, over the vector type of simd_*.inl. instruction_set.inl includes it.
 
 template <class A, class B>
 constexpr int64_t smaller(A a, B b) {

@@ -1,10 +1,10 @@
-// The micro-kernels, written once over the vector type that simd_*.h defines. Every kernels_*.cpp includes this file in
-// a target region and an unnamed namespace, so one binary holds all instruction sets. No std function is called here:
-// its instantiation would be shared by all of them and might carry the wrong instructions.
+// The micro-kernels, written once over the vector type that simd_*.inl defines. instruction_set.inl includes this file
+// in a target region and an unnamed namespace, so one binary holds all instruction sets. No std function is called
+// here: its instantiation would be shared by all of them and might carry the wrong instructions.
 
-// What a strip's panel is. A weight's: 48 wide, its rows read once for every eight rows of the tile, from L2 or L3, and
-// asked for 32 rows early (worth 2 to 5 % on Zen 4). A factor's: as wide as its strip says, perhaps rows of x in place,
-// of which the next 48 columns are asked for, the next tile's.
+// What the panel of a strip belongs to. A weight's panel is 48 wide; its rows are read once for every eight rows of the
+// tile, from L2 or L3, and asked for 32 rows early (worth 2 to 5 % on Zen 4). A factor's panel is as wide as its strip
+// says, perhaps rows of x in place; of these the next 48 columns are asked for, which are the next tile's.
 enum class Role { kWeight, kFactor };
 constexpr int64_t kRowsAhead = 32;
 
@@ -109,12 +109,12 @@ template <Dtype dtype, int MR, int NV>
                                                int64_t cols) {
   const Vec scale = set1(to.scale);
   const int64_t stride = to.stride;
-  const bool plain = to.scale == 1.f && !to.bias;
+  const bool as_is = to.scale == 1.f && !to.bias;
   char* out = static_cast<char*>(to.data) + (row0 * stride + col0) * size_of(dtype);
 #pragma GCC unroll 3
   for (int v = 0; v < NV; ++v) {
     const int64_t n = cols - col0 - v * kWidth;
-    if (!plain) {
+    if (!as_is) {
       const Vec bias = to.bias ? load(to.bias + col0 + v * kWidth, n) : zero();
 #pragma GCC unroll 8
       for (int m = 0; m < MR; ++m)
@@ -189,7 +189,7 @@ void tile(int rows, int cols, const Strip* base, int n_base, const Strip* low, i
 }
 
 #ifdef CORA_BF16_PAIRS
-#include "bf16_pairs.h"
+#include "bf16_pairs.inl"
 #endif
 
 // One row.

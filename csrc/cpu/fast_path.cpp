@@ -1,4 +1,4 @@
-#include "plain.h"
+#include "fast_path.h"
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
@@ -7,7 +7,7 @@
 
 #include "autograd.h"
 
-namespace cora {
+namespace cora::cpu {
 namespace {
 
 using at::Tensor;
@@ -26,11 +26,13 @@ bool is_watched() {
          c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
 
-bool is_low(at::ScalarType dtype) { return dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf; }
+bool is_factor_dtype(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf;
+}
 
 // [rows, any] or [batch, rows, any], of a dtype that factors may have.
 bool is_factor(const Tensor* t, int64_t batch, int64_t rows) {
-  return t && is_low(t->scalar_type()) && (t->dim() == 2 || (t->dim() == 3 && t->size(0) == batch)) &&
+  return t && is_factor_dtype(t->scalar_type()) && (t->dim() == 2 || (t->dim() == 3 && t->size(0) == batch)) &&
          t->size(-2) == rows;
 }
 
@@ -48,10 +50,12 @@ std::vector<Tensor> tensors_of(pybind11::handle sequence) {
   return tensors;
 }
 
-bool is_plain(pybind11::handle x_, pybind11::handle weights, pybind11::handle lora_as, pybind11::handle lora_bs,
-              pybind11::handle biases, pybind11::handle scaling) {
+// Whether every check in cora_kernels/functional.py passes, nothing has to be cast, and nobody watches.
+bool takes(pybind11::handle x_, pybind11::handle weights, pybind11::handle lora_as, pybind11::handle lora_bs,
+           pybind11::handle biases, pybind11::handle scaling) {
   const Tensor* x = tensor_of(x_.ptr());
-  if (!x || x->dim() != 3 || !is_low(x->scalar_type()) || !PyFloat_Check(scaling.ptr()) || is_watched()) return false;
+  if (!x || x->dim() != 3 || !is_factor_dtype(x->scalar_type())) return false;
+  if (!PyFloat_Check(scaling.ptr()) || is_watched()) return false;
   if (!is_sequence(weights) || !is_sequence(lora_as) || !is_sequence(lora_bs) || !is_sequence(biases)) return false;
   const Py_ssize_t n = size(weights), n_a = size(lora_as);
   if (n == 0 || size(lora_bs) != n || size(biases) != n || (n_a != 1 && n_a != n)) return false;
@@ -78,9 +82,9 @@ bool is_plain(pybind11::handle x_, pybind11::handle weights, pybind11::handle lo
 
 }  // namespace
 
-pybind11::object plain_group(pybind11::handle x, pybind11::handle weights, pybind11::handle lora_as,
-                             pybind11::handle lora_bs, pybind11::handle biases, pybind11::handle scaling) {
-  if (!is_plain(x, weights, lora_as, lora_bs, biases, scaling)) return pybind11::none();
+pybind11::object fast_path_group(pybind11::handle x, pybind11::handle weights, pybind11::handle lora_as,
+                                 pybind11::handle lora_bs, pybind11::handle biases, pybind11::handle scaling) {
+  if (!takes(x, weights, lora_as, lora_bs, biases, scaling)) return pybind11::none();
   std::vector<Tensor> ys;
   {
     const Tensor& rows = THPVariable_Unpack(x.ptr());
@@ -97,4 +101,4 @@ pybind11::object plain_group(pybind11::handle x, pybind11::handle weights, pybin
   return out;
 }
 
-}  // namespace cora
+}  // namespace cora::cpu

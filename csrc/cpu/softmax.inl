@@ -1,5 +1,5 @@
-// Rows of attention between their two products, over the vector type of simd_*.h. Included as microkernel.h is. What a
-// row holds past its end is not read as a number: it may be anything.
+// Rows of attention between their two products, over the vector type of simd_*.inl. instruction_set.inl includes it.
+// What a row holds past its end is not read as a number: it may be anything.
 
 // e^v within 2 units in the last place, for v from -87 (below: about 1e-38) to 88. NaN stays NaN.
 inline Vec exp(Vec v) {

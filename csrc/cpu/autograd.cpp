@@ -8,9 +8,9 @@
 
 #include <algorithm>
 
-#include "cpu/ops.h"
+#include "ops.h"
 
-namespace cora {
+namespace cora::cpu {
 namespace {
 
 using at::Tensor;
@@ -22,7 +22,7 @@ Tensor as_rows(const Tensor& t) {
   return rows.stride(1) == 1 ? rows : rows.contiguous();
 }
 
-// One list of all tensors, as autograd counts them, and its parts.
+// The operands of a call, by part or as the one list that autograd counts.
 struct Operands {
   Tensor x;
   Tensors weights, lora_as, lora_bs, biases;
@@ -50,21 +50,21 @@ bool any_requires_grad(const Tensors& tensors) {
 }
 
 // The ys, then the ss.
-Tensors forward(const Operands& in, double scaling) {
+Tensors ys_and_ss(const Operands& in, double scaling) {
   c10::List<OptionalTensor> biases;
   for (const Tensor& bias : in.biases)
     biases.push_back(bias.defined() ? OptionalTensor(bias) : std::nullopt);
   const int64_t batch = in.x.size(0), length = in.x.size(1);
   Tensors out = recorded("cora_kernels::cpu_forward", [&] {
-    return cpu_forward(as_rows(in.x), in.weights, in.lora_as, in.lora_bs, biases, std::nullopt, scaling, std::nullopt,
-                       batch, {});
+    return forward(as_rows(in.x), in.weights, in.lora_as, in.lora_bs, biases, std::nullopt, scaling, std::nullopt,
+                   batch, {});
   });
   for (size_t j = 0; j < in.weights.size(); ++j)
     out[j] = at::_unsafe_view(out[j], {batch, length, out[j].size(1)});  // a view could not be written in place
   return out;
 }
 
-// What the gradient of each factor is like: twice its dtype, and one where every sample has its own.
+// What the gradient of each factor is like, in one number: twice its dtype, plus one where every sample has its own.
 std::vector<int64_t> likes_of(const Tensors& factors) {
   std::vector<int64_t> likes;
   for (const Tensor& t : factors)
@@ -76,7 +76,7 @@ class LoraLinearGroup : public torch::autograd::Function<LoraLinearGroup> {
  public:
   // The list is that of in.flat(): autograd does not see into `in`.
   static Tensors forward(AutogradContext* ctx, at::TensorList, const Operands& in, double scaling) {
-    Tensors ys = cora::forward(in, scaling);
+    Tensors ys = ys_and_ss(in, scaling);
     const Tensors ss(ys.begin() + in.weights.size(), ys.end());
     ys.resize(in.weights.size());
 
@@ -140,25 +140,25 @@ class LoraLinearGroup : public torch::autograd::Function<LoraLinearGroup> {
     const bool needs_x = needed(0);
     if (needs_x || needs_as) {
       dss = recorded("cora_kernels::cpu_backward_input", [&] {
-        return cpu_backward_input(gs, {weights, needs_x ? n : 0}, {lora_as, needs_x ? n_a : 0}, {lora_bs, n},
-                                  std::nullopt, scaling, std::nullopt, batch, n_a, {});
+        return backward_input(gs, {weights, needs_x ? n : 0}, {lora_as, needs_x ? n_a : 0}, {lora_bs, n}, std::nullopt,
+                              scaling, std::nullopt, batch, n_a, {});
       });
       if (needs_x) {
         found[0] = dss[0].view({batch, grads[0].size(1), dss[0].size(1)});
         dss.erase(dss.begin());
       }
     }
-    const auto outer = [&](const Tensor& u, const Tensor& v, int64_t like) {
+    const auto factor_gradient = [&](const Tensor& u, const Tensor& v, int64_t like) {
       return recorded("cora_kernels::cpu_outer", [&] {
-        return cpu_outer(u, v, std::nullopt, batch, like % 2 == 1, static_cast<at::ScalarType>(like / 2));
+        return outer(u, v, std::nullopt, batch, like % 2 == 1, static_cast<at::ScalarType>(like / 2));
       });
     };
     const Tensor x = needs_as ? as_rows(saved[0]) : Tensor();
     for (size_t j = 0; j < n_a; ++j) {
-      if (needed(first_a + j)) found[first_a + j] = outer(x, dss[j], as[j]);
+      if (needed(first_a + j)) found[first_a + j] = factor_gradient(x, dss[j], as[j]);
     }
     for (size_t j = 0; j < n; ++j) {
-      if (needed(first_b + j)) found[first_b + j] = outer(ss[n_a == 1 ? 0 : j], gs[j], bs[j]);
+      if (needed(first_b + j)) found[first_b + j] = factor_gradient(ss[n_a == 1 ? 0 : j], gs[j], bs[j]);
     }
     for (size_t j = 0; j < n; ++j) {
       if (bias_dtypes[j] < 0) continue;
@@ -169,7 +169,7 @@ class LoraLinearGroup : public torch::autograd::Function<LoraLinearGroup> {
     return found;
   }
 
-  // With create_graph the gradients look differentiable; an error waits where one differentiates them.
+  // With create_graph the gradients look differentiable, but to differentiate them raises an error.
   static void refuse_another(Tensors& found) {
     Tensors defined;
     for (const Tensor& t : found) {
@@ -193,9 +193,9 @@ Tensors lora_linear_group(const Tensor& x, const Tensors& weights, const Tensors
     const Tensors all = in.flat();
     if (any_requires_grad(all)) return LoraLinearGroup::apply(at::TensorList(all), in, scaling);
   }
-  Tensors ys = forward(in, scaling);
+  Tensors ys = ys_and_ss(in, scaling);
   ys.resize(weights.size());
   return ys;
 }
 
-}  // namespace cora
+}  // namespace cora::cpu

@@ -1,4 +1,4 @@
-// Eight fp32 lanes. Included inside a target region and a namespace; the caller has included <immintrin.h>.
+// Eight fp32 lanes. instruction_set.inl includes this file, inside a target region and a namespace.
 
 using Vec = __m256;
 constexpr int kWidth = 8;
