@@ -8,36 +8,36 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from cora_kernels import native
+from cora_kernels.backends import cpu
 from cora_kernels.segments import Segments
 
 
 # Import statements, one function each: the backends that import more than torch, or seldom serve, load on first use,
 # and torch.compile traces no other way to import.
 def _reference() -> ModuleType:
-    from cora_kernels import reference
+    from cora_kernels.backends import reference
 
     return reference
 
 
 def _chain() -> ModuleType:
-    from cora_kernels import chain
+    from cora_kernels.backends import chain
 
     return chain
 
 
-def _native() -> ModuleType:
-    return native
+def _cpu() -> ModuleType:
+    return cpu
 
 
 def _triton() -> ModuleType:
-    from cora_kernels.triton import backend
+    from cora_kernels.backends.triton import backend
 
     return backend
 
 
 def _cuda() -> ModuleType:
-    from cora_kernels import cuda
+    from cora_kernels.backends import cuda
 
     return cuda
 
@@ -46,7 +46,7 @@ def _cuda() -> ModuleType:
 # By the cost rule Triton's GEMM leads the CUDA C++ one: by 3 % on sm_80, as its largest tile has twice the area, and by
 # more on Hopper, as it has wgmma. So "cuda" serves where Triton is not there or cannot serve.
 _BACKENDS: dict[str, tuple[Callable[[], ModuleType], tuple[str, ...] | None]] = {
-    "cpu": (_native, ("cpu",)),
+    "cpu": (_cpu, ("cpu",)),
     "triton": (_triton, ("cuda",)),
     "cuda": (_cuda, ("cuda",)),
     "chain": (_chain, None),
@@ -84,8 +84,8 @@ def backends() -> dict[str, str | None]:
 
 
 def plain_group(name: str | None, *call: object) -> tuple[Tensor, ...] | None:
-    """What "cpu" makes of a call that needs neither checks nor a choice; or None: `native.plain_group`."""
-    return native.plain_group(*call) if asked(name) in (None, "cpu") and not torch.compiler.is_compiling() else None
+    """What "cpu" makes of a call that needs neither checks nor a choice; or None: `cpu.plain_group`."""
+    return cpu.plain_group(*call) if asked(name) in (None, "cpu") and not torch.compiler.is_compiling() else None
 
 
 def asked(name: str | None) -> str | None:

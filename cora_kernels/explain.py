@@ -5,7 +5,7 @@ from typing import NamedTuple, cast
 
 import torch
 
-from cora_kernels.cost import (
+from cora_kernels.planning.cost import (
     GPUS,
     Gpu,
     Launch,
@@ -17,7 +17,7 @@ from cora_kernels.cost import (
     outer_launch,
     shrink_outer_launch,
 )
-from cora_kernels.triton.configs import SHRINK_OUTER_RANK
+from cora_kernels.planning.tile_sizes import SHRINK_OUTER_RANK
 
 Shape = tuple[int, int, int, int, int]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from cora_kernels import cost, tuned
-from cora_kernels.cost import Problem
+from cora_kernels.planning import cost, tuning_file
+from cora_kernels.planning.cost import Problem
+from cora_kernels.planning.tile_sizes import GemmConfig, gemm_configs
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import GemmConfig, gemm_configs
 
 # (B, T) of training, of prompts, of decoding, and (K, N) of the linears of models of 0.1 to 8 billion parameters.
 ROWS = ((8, 1024), (16, 160), (32, 1))
@@ -33,8 +33,8 @@ def seconds(run: Callable[[], object]) -> float:
 
 def measure_rates(device: torch.device, timer: Timer = seconds) -> dict[str, float]:
     """The rates of `cost.Gpu` on this device."""
-    from cora_kernels.triton.expand import expand
-    from cora_kernels.triton.lowrank_gemm import lowrank_gemm
+    from cora_kernels.backends.triton.expand import expand
+    from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm
 
     n = 1024 if device.type == "cuda" else 32  # in units that keep an interpreted run short
     gpu = cost.gpu_of(device)
@@ -80,7 +80,7 @@ def _candidates(problem: Problem, device: torch.device) -> Iterator[tuple[str, G
 
 def _runner(problem: Problem, device: torch.device) -> Callable[[str, GemmConfig | None], object]:
     """The problem with random operands: a function that runs it in a way with a tile."""
-    from cora_kernels.triton import paths
+    from cora_kernels.backends.triton import strategies
 
     p = problem
 
@@ -91,10 +91,10 @@ def _runner(problem: Problem, device: torch.device) -> Callable[[str, GemmConfig
     a = tensor(*((p.samples,) if p.sample_a else ()), p.inputs, p.rank)
     b = tensor(*((p.samples,) if p.sample_b else ()), p.rank, p.outputs)
     segments = Segments(p.samples, p.rows, p.length, None)
-    s = [paths.shrink([x], [a], 1.0, segments)] if p.s_given else None
+    s = [strategies.shrink([x], [a], 1.0, segments)] if p.s_given else None
 
     def run(way: str, config: GemmConfig | None) -> object:
-        return paths.forward(x, [w], [a], [b], [None], 1.0, segments, s, way, config)
+        return strategies.forward(x, [w], [a], [b], [None], 1.0, segments, s, way, config)
 
     return run
 
@@ -127,12 +127,12 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     name = torch.cuda.get_device_properties(device).name
     rates = measure_rates(device)
-    tuned.save(name, rates, {})
+    tuning_file.save(name, rates, {})
     cost.gpu_of.cache_clear()
     print(f"{name}: " + ", ".join(f"{rate} {value:.3g}" for rate, value in rates.items()))
     for problem in _asked_for(options.shape) if options.shape else problems():
         best = measure_ways(problem, device)
-        path = tuned.save(name, {}, {cost.key_of(problem): best})
+        path = tuning_file.save(name, {}, {cost.key_of(problem): best})
         print(
             f"{cost.key_of(problem)}: {best['way']} {best['config'] or ''} {best['seconds'] * 1e6:.1f} us", flush=True
         )

@@ -10,7 +10,7 @@ import pytest
 import simulator as simulation
 import torch
 
-from cora_kernels import cuda
+from cora_kernels.backends import cuda
 
 
 @pytest.fixture(scope="session")

@@ -150,7 +150,7 @@ def test_a_sample_does_not_see_its_neighbours(way, simulator, prefer):
 )
 def test_wrong_borders_stay_in_bounds(borders, simulator, prefer):
     """On a GPU nobody reads cu_seqlens back to check it: whatever it holds, nothing outside the tensors is touched."""
-    from cora_kernels import cuda
+    from cora_kernels.backends import cuda
 
     inputs = make_inputs(Case(lengths=(9, 8, 3), k=16, n=(24,), r=4, dtype=BF16, sample_b=True), requires_grad=False)
     segments = Segments(3, 20, None, torch.tensor(borders, dtype=torch.int32))
@@ -165,7 +165,7 @@ def test_wrong_borders_stay_in_bounds(borders, simulator, prefer):
 
 def test_layouts(simulator, prefer):
     """Factors and weights as transposed views, gradients and S off their alignment: read in place, or copied."""
-    from cora_kernels import cuda
+    from cora_kernels.backends import cuda
 
     prefer("one_pass")
     inputs = make_inputs(Case(batch=2, length=20, k=40, n=(24,), r=8, sample_b=True, dtype=BF16))
@@ -183,7 +183,7 @@ def test_layouts(simulator, prefer):
 
 def test_same_bits(simulator, prefer):
     """Whichever warp is first: also where rows are split into planes."""
-    from cora_kernels import cuda
+    from cora_kernels.backends import cuda
 
     prefer("two_kernels")
     inputs = make_inputs(Case(lengths=(10, 21), k=40, n=(24,), r=4, dtype=BF16))

@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cora_kernels import native, packed_attention, use_backend
+from cora_kernels import packed_attention, use_backend
+from cora_kernels.backends import cpu
 from cora_kernels.testing import SHORT_NAMES, assert_by_rule
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
-ISAS = [] if native.availability() else native._C.cpu_isas()
-needs_kernel = pytest.mark.skipif(native.availability() is not None, reason=f"cpu: {native.availability()}")
+ISAS = [] if cpu.availability() else cpu._C.cpu_isas()
+needs_kernel = pytest.mark.skipif(cpu.availability() is not None, reason=f"cpu: {cpu.availability()}")
 
 
 class Shape(NamedTuple):
@@ -86,9 +87,9 @@ def assert_correct(tensors: Operands) -> None:
 
 @pytest.fixture(params=ISAS)
 def isa(request):
-    native._C.set_cpu_isa(request.param)
+    cpu._C.set_cpu_isa(request.param)
     yield request.param
-    native._C.set_cpu_isa(None)
+    cpu._C.set_cpu_isa(None)
 
 
 @needs_kernel

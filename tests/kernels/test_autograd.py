@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cora_kernels import lora_linear, lora_linear_group, native
+from cora_kernels import lora_linear, lora_linear_group
+from cora_kernels.backends import cpu
 from cora_kernels.dispatch import select
 from cora_kernels.segments import Segments
 from cora_kernels.testing import Case, Inputs, call, make_inputs, results
@@ -83,7 +84,7 @@ def test_saves_only_what_the_gradients_asked_for_need(backend, serves):
 def test_computes_only_the_gradients_asked_for(backend, serves, monkeypatch):
     inputs = make_inputs(Case(n=(40, 8), sample_b=True))
     serves(inputs)
-    monkeypatch.setattr(native, "plain_group", lambda *call: None)  # which is C++: tests/kernels/test_native.py
+    monkeypatch.setattr(cpu, "plain_group", lambda *call: None)  # which is C++: tests/kernels/test_cpu.py
     kernels, calls = _kernels(backend, inputs), []
     for name in ("backward_input", "outer"):
         original = getattr(kernels, name)

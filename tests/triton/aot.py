@@ -1,6 +1,7 @@
 """Compile the launches of unchanged launchers ahead of time, for parts that are not there, and read what came out.
 
-`python tests/triton/aot.py > cora_kernels/triton/kernels.md` writes the registers, shared memory and occupancy of each.
+`python tests/triton/aot.py > cora_kernels/backends/triton/kernels.md` writes the registers, shared
+memory and occupancy of each.
 """
 
 import re
@@ -19,15 +20,15 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 
+from cora_kernels.backends.triton.decode import decode
+from cora_kernels.backends.triton.expand import expand
+from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
+from cora_kernels.backends.triton.outer import outer
+from cora_kernels.backends.triton.planes import sum_planes
+from cora_kernels.backends.triton.shrink import shrink, shrink_fwd_kernel
+from cora_kernels.backends.triton.shrink_outer import shrink_outer, shrink_outer_bwd_kernel
+from cora_kernels.planning.tile_sizes import gemm_configs, outer_config, shrink_config, shrink_outer_config
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import gemm_configs, outer_config, shrink_config, shrink_outer_config
-from cora_kernels.triton.decode import decode
-from cora_kernels.triton.expand import expand
-from cora_kernels.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
-from cora_kernels.triton.outer import outer
-from cora_kernels.triton.planes import sum_planes
-from cora_kernels.triton.shrink import shrink, shrink_fwd_kernel
-from cora_kernels.triton.shrink_outer import shrink_outer, shrink_outer_bwd_kernel
 
 
 class Part(NamedTuple):

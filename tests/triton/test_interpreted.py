@@ -14,10 +14,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cora_kernels import backends, cost, tune, tuned
+from cora_kernels import backends, tune
+from cora_kernels.planning import cost, tuning_file
+from cora_kernels.planning.tile_sizes import gemm_configs
 from cora_kernels.segments import Segments
 from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
-from cora_kernels.triton.configs import gemm_configs
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -132,7 +133,7 @@ def test_tensors_beyond_32_bits(way, prefer):
 @pytest.mark.parametrize(("what", "count", "far"), [("rows", 70, 2**25), ("weight", 140, 2**24)])
 def test_tiles_beyond_32_bits(what, count, far):
     """More than 2³¹ elements from one tile to the next, too."""
-    from cora_kernels.triton import paths
+    from cora_kernels.backends.triton import strategies
 
     try:
         store = torch.empty(count * far, dtype=torch.float16)
@@ -144,9 +145,9 @@ def test_tiles_beyond_32_bits(what, count, far):
 
     def run(t):
         if what == "rows":
-            return paths.outer(t, torch.ones(count, 3), Segments(1, count, count, None), True, torch.float32)
+            return strategies.outer(t, torch.ones(count, 3), Segments(1, count, count, None), True, torch.float32)
         g, a, b = (torch.ones(shape, dtype=torch.float16) for shape in ((5, count), (8, 3), (3, count)))
-        return paths.backward_input([g], [t], [a], [b], 1.0, Segments(1, 5, 5, None), True)[0]
+        return strategies.backward_input([g], [t], [a], [b], 1.0, Segments(1, 5, 5, None), True)[0]
 
     assert torch.equal(run(spread), run(near))
 
@@ -167,7 +168,7 @@ def test_tuning_times_every_way_and_tile(tmp_path, monkeypatch):
     for fastest in (("chain", None), ("two_kernels", gemm_configs("sm_80", torch.float16, False)[3])):
         best = tune.measure_ways(problem, device, clock)
         assert (best["way"], best["config"]) == fastest
-        tuned.save("A100", {}, {cost.key_of(problem): best})
+        tuning_file.save("A100", {}, {cost.key_of(problem): best})
         cost.choose.cache_clear()
         plan = cost.choose(problem, cost.gpu_of(device))
         assert (plan.way, plan.config) == fastest
@@ -176,7 +177,7 @@ def test_tuning_times_every_way_and_tile(tmp_path, monkeypatch):
         "two ways without tiles, five tiles of one and four of the other, persistent"
     )
     cost.choose.cache_clear()
-    tuned.load.cache_clear()
+    tuning_file.load.cache_clear()
 
 
 @interpreted
@@ -196,7 +197,7 @@ def test_availability_says_why():
 
 @pytest.mark.skipif(INTERPRETS or torch.cuda.is_available(), reason="Triton launches kernels here")
 def test_a_gpu_that_triton_cannot_use_is_left_to_others(monkeypatch):
-    from cora_kernels.triton import backend
+    from cora_kernels.backends.triton import backend
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))

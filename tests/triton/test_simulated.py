@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cora_kernels import cost
+from cora_kernels.planning import cost
 from cora_kernels.segments import Segments
 from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
 
@@ -153,22 +153,22 @@ def test_a_sample_does_not_see_its_neighbours(way, ptxsim, prefer):
 @pytest.mark.parametrize("borders", [[0, 5, 5, 90], [-7, 30, 2, 20], [20, 10, 0, -1]], ids=str)
 def test_wrong_borders_stay_in_bounds(borders, ptxsim, prefer):
     """On a GPU nobody reads cu_seqlens back to check it: whatever it holds, nothing outside the tensors is touched."""
-    from cora_kernels.triton import paths
+    from cora_kernels.backends.triton import strategies
 
     inputs = make_inputs(Case(lengths=(9, 8, 3), k=16, n=(24,), r=4, dtype=BF16, sample_b=True), requires_grad=False)
     segments = Segments(3, 20, None, torch.tensor(borders, dtype=torch.int32))
     operands = inputs.weights, inputs.lora_as, inputs.lora_bs
     for way in WAYS[:3]:
         with ptxsim.triton_launches():
-            (y,), (s,) = paths.forward(inputs.x, *operands, inputs.biases, 1.0, segments, way=way)
-            paths.backward_input([y], *operands, 1.0, segments, True, way=way)
-            paths.outer(s, y, segments, True, torch.float32)
+            (y,), (s,) = strategies.forward(inputs.x, *operands, inputs.biases, 1.0, segments, way=way)
+            strategies.backward_input([y], *operands, 1.0, segments, True, way=way)
+            strategies.outer(s, y, segments, True, torch.float32)
 
 
 def test_persistent_grid(ptxsim):
     """Programs that walk many tiles each write the bits that one program a tile writes."""
-    from cora_kernels.triton.configs import GemmConfig
-    from cora_kernels.triton.lowrank_gemm import lowrank_gemm
+    from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm
+    from cora_kernels.planning.tile_sizes import GemmConfig
 
     inputs = make_inputs(Case(lengths=(170, 130), k=32, n=(400,), r=4, dtype=BF16, sample_b=True), requires_grad=False)
     segments = Segments.of(inputs.x, inputs.cu_seqlens)

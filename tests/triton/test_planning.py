@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from cora_kernels import cost, explain, tune, tuned
-from cora_kernels.cost import GPUS, Problem
-from cora_kernels.triton.configs import gemm_configs
+from cora_kernels import explain, tune
+from cora_kernels.planning import cost, tuning_file
+from cora_kernels.planning.cost import GPUS, Problem
+from cora_kernels.planning.tile_sizes import gemm_configs
 
 BF16 = torch.bfloat16
 
@@ -25,10 +26,10 @@ class Properties:
 def cache(tmp_path, monkeypatch):
     """An empty cache directory, and no memory of another one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for remembered in (cost.choose, cost.gpu_of, tuned.load):
+    for remembered in (cost.choose, cost.gpu_of, tuning_file.load):
         remembered.cache_clear()
     yield tmp_path
-    for remembered in (cost.choose, cost.gpu_of, tuned.load):
+    for remembered in (cost.choose, cost.gpu_of, tuning_file.load):
         remembered.cache_clear()
 
 
@@ -102,7 +103,7 @@ def test_what_was_tuned_is_chosen(device):
     assert cost.choose(problem, cost.gpu_of(gpu_device)).way == "chain"
     tile = gemm_configs("sm_90", BF16, False)[1]._replace(persistent=True)
     saved = {"way": "two_kernels", "config": tile, "seconds": 1e-4}
-    tuned.save("NVIDIA H100 80GB HBM3", {"gemm": 0.9}, {cost.key_of(problem): saved})
+    tuning_file.save("NVIDIA H100 80GB HBM3", {"gemm": 0.9}, {cost.key_of(problem): saved})
     for remembered in (cost.choose, cost.gpu_of):
         remembered.cache_clear()
     gpu = cost.gpu_of(gpu_device)
@@ -115,9 +116,12 @@ def test_what_was_tuned_is_chosen(device):
 
 
 def test_saving_adds_to_what_is_there(cache):
-    tuned.save("X", {"gemm": 0.5, "matrix": 1.0}, {"a": {"way": "chain"}})
-    tuned.save("X", {"gemm": 0.6}, {"b": {"way": "decode"}})
-    assert tuned.load("X")["gpu"] == {"gemm": 0.6, "matrix": 1.0} and set(tuned.load("X")["ways"]) == {"a", "b"}
+    tuning_file.save("X", {"gemm": 0.5, "matrix": 1.0}, {"a": {"way": "chain"}})
+    tuning_file.save("X", {"gemm": 0.6}, {"b": {"way": "decode"}})
+    assert tuning_file.load("X")["gpu"] == {"gemm": 0.6, "matrix": 1.0} and set(tuning_file.load("X")["ways"]) == {
+        "a",
+        "b",
+    }
     assert [path.name for path in (cache / "cora_kernels").iterdir()] == ["X.json"]
 
 
@@ -126,7 +130,7 @@ def test_saving_adds_to_what_is_there(cache):
 )
 def test_a_file_that_cannot_be_used_is_reported_and_the_rule_holds(content, device):
     gpu_device = device(Properties("NVIDIA H100", 9))
-    path = tuned.path_of("NVIDIA H100")
+    path = tuning_file.path_of("NVIDIA H100")
     path.parent.mkdir(parents=True)
     path.write_text(content)
     with pytest.warns(UserWarning, match="run python -m cora_kernels.tune"):

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cora_kernels.planning.tile_sizes import multiprocessors
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import multiprocessors
 
 Walked = tuple[Tensor | None, int, int]
 
@@ -45,7 +45,7 @@ def walk(segments: Segments, per_sample: bool) -> Walked:
 
 
 def count_slots(walked: Walked, rows: int, BM: int) -> int:
-    """How many slots of BM rows the segments have; see tiles.first_slot."""
+    """How many slots of BM rows the segments have; see indexing.first_slot."""
     cu_seqlens, n_segments, length = walked
     return n_segments * triton.cdiv(length, BM) if cu_seqlens is None else rows // BM + n_segments
 

@@ -1,4 +1,4 @@
-"""The ways to run a call with these kernels, and the choice among them by `cora_kernels.cost`."""
+"""The ways to run a call with these kernels, and the choice among them by `cora_kernels.planning.cost`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cora_kernels import cost
-from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import (
+from cora_kernels.backends.triton.decode import decode
+from cora_kernels.backends.triton.expand import expand
+from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
+from cora_kernels.backends.triton.outer import outer as launch_outer
+from cora_kernels.backends.triton.shrink import shrink as launch_shrink
+from cora_kernels.backends.triton.shrink_outer import shrink_outer as launch_shrink_outer
+from cora_kernels.planning import cost
+from cora_kernels.planning.tile_sizes import (
     SHRINK_OUTER_RANK,
     GemmConfig,
     outer_config,
     shrink_config,
     shrink_outer_config,
 )
-from cora_kernels.triton.decode import decode
-from cora_kernels.triton.expand import expand
-from cora_kernels.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
-from cora_kernels.triton.outer import outer as launch_outer
-from cora_kernels.triton.shrink import shrink as launch_shrink
-from cora_kernels.triton.shrink_outer import shrink_outer as launch_shrink_outer
+from cora_kernels.segments import Segments
 
 
 def shrink(xs: Sequence[Tensor], factors: Sequence[Tensor], scaling: float | Tensor, segments: Segments) -> Tensor:

@@ -11,8 +11,8 @@ from cora_kernels.segments import Segments
 try:
     import triton
 
-    from cora_kernels.triton import paths
-    from cora_kernels.triton.planes import sum_planes_kernel
+    from cora_kernels.backends.triton import strategies
+    from cora_kernels.backends.triton.planes import sum_planes_kernel
 except ImportError as error:
     _missing: str | None = f"Triton is not there ({error})"
 else:
@@ -87,7 +87,7 @@ def not_supported_reasons(
 def shrink(x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments) -> Tensor:
     if torch.compiler.is_compiling():
         return torch.ops.cora_kernels.triton_shrink(x, a, _as_tensor(scaling), *_layout(segments))
-    return paths.shrink([x], [a], scaling, segments)
+    return strategies.shrink([x], [a], scaling, segments)
 
 
 def forward(
@@ -101,7 +101,7 @@ def forward(
     s: Sequence[Tensor] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     if not torch.compiler.is_compiling():
-        return paths.forward(x, weights, lora_as, lora_bs, biases, scaling, segments, s)
+        return strategies.forward(x, weights, lora_as, lora_bs, biases, scaling, segments, s)
     out = torch.ops.cora_kernels.triton_forward(
         x,
         list(weights),
@@ -126,7 +126,7 @@ def backward_input(
     ds: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor | None, list[Tensor]]:
     if not torch.compiler.is_compiling():
-        return paths.backward_input(gs, weights, lora_as, lora_bs, scaling, segments, need_dx, ds)
+        return strategies.backward_input(gs, weights, lora_as, lora_bs, scaling, segments, need_dx, ds)
     out = torch.ops.cora_kernels.triton_backward_input(
         list(gs),
         list(weights) if need_dx else [],
@@ -143,7 +143,7 @@ def backward_input(
 def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: torch.dtype) -> Tensor:
     if torch.compiler.is_compiling():
         return torch.ops.cora_kernels.triton_outer(u, v, *_layout(segments), per_sample, dtype)
-    return paths.outer(u, v, segments, per_sample, dtype)
+    return strategies.outer(u, v, segments, per_sample, dtype)
 
 
 def shrink_outer(
@@ -155,8 +155,8 @@ def shrink_outer(
     width: int | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor] | None:
-    """Of this backend alone: see `paths.shrink_outer`."""
-    return None if torch.compiler.is_compiling() else paths.shrink_outer(g, b, s, scaling, segments, width, dtype)
+    """Of this backend alone: see `strategies.shrink_outer`."""
+    return None if torch.compiler.is_compiling() else strategies.shrink_outer(g, b, s, scaling, segments, width, dtype)
 
 
 # For torch.compile, operators: it then traces no launcher, whose choices depend on sizes, and compiles nothing again
@@ -174,12 +174,12 @@ def _layout(segments: Segments) -> tuple[Tensor | None, int, int | None]:
 
 
 def _shrink(x, a, scaling, cu_seqlens, batch, length):
-    return paths.shrink([x], [a], _from_tensor(scaling), Segments(batch, x.shape[0], length, cu_seqlens))
+    return strategies.shrink([x], [a], _from_tensor(scaling), Segments(batch, x.shape[0], length, cu_seqlens))
 
 
 def _forward(x, weights, lora_as, lora_bs, biases, scaling, cu_seqlens, batch, length, s):
     segments = Segments(batch, x.shape[0], length, cu_seqlens)
-    ys, ss = paths.forward(x, weights, lora_as, lora_bs, biases, _from_tensor(scaling), segments, s or None)
+    ys, ss = strategies.forward(x, weights, lora_as, lora_bs, biases, _from_tensor(scaling), segments, s or None)
     return ys if s else ys + ss
 
 
@@ -187,12 +187,14 @@ def _backward_input(gs, weights, lora_as, lora_bs, scaling, cu_seqlens, batch, l
     need_dx = len(weights) > 0
     segments = Segments(batch, gs[0].shape[0], length, cu_seqlens)
     lora_as = lora_as if need_dx else [None] * n_a
-    dx, dss = paths.backward_input(gs, weights, lora_as, lora_bs, _from_tensor(scaling), segments, need_dx, ds or None)
+    dx, dss = strategies.backward_input(
+        gs, weights, lora_as, lora_bs, _from_tensor(scaling), segments, need_dx, ds or None
+    )
     return ([dx] if need_dx else []) + ([] if ds else dss)
 
 
 def _outer(u, v, cu_seqlens, batch, length, per_sample, dtype):
-    return paths.outer(u, v, Segments(batch, u.shape[0], length, cu_seqlens), per_sample, dtype)
+    return strategies.outer(u, v, Segments(batch, u.shape[0], length, cu_seqlens), per_sample, dtype)
 
 
 def _fake_shrink(x, a, scaling, cu_seqlens, batch, length):

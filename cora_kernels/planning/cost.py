@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from cora_kernels import tuned
-from cora_kernels.triton.configs import ONE_PASS_RANK, GemmConfig, gemm_configs, shrink_outer_config
+from cora_kernels.planning import tuning_file
+from cora_kernels.planning.tile_sizes import ONE_PASS_RANK, GemmConfig, gemm_configs, shrink_outer_config
 
 LAUNCH_SECONDS = 3e-6
 DECODE_LENGTH = 8
@@ -66,7 +66,7 @@ def gpu_of(device: torch.device) -> Gpu:
             properties.major, "A100" if capability <= (8, 0) else "RTX 4090"
         )
     gpu = known[0] if known else GPUS[nearest]
-    rates = tuned.load(properties.name)["gpu"]
+    rates = tuning_file.load(properties.name)["gpu"]
     return gpu._replace(name=properties.name, multiprocessors=properties.multi_processor_count, **rates)
 
 
@@ -117,7 +117,7 @@ class Plan(NamedTuple):
 def choose(problem: Problem, gpu: Gpu, way: str | None = None) -> Plan:
     """The plan to run: in the way asked for if the problem has it, else as tuned on this GPU, else by the rule."""
     found = plans(problem, gpu)
-    measured = tuned.load(gpu.name)["ways"].get(key_of(problem))
+    measured = tuning_file.load(gpu.name)["ways"].get(key_of(problem))
     if way is None and measured is not None:
         way = measured["way"]
     for plan in found:

@@ -1,7 +1,7 @@
 """The CUDA C++ kernels: the backend "cuda", csrc/cuda. bf16 and fp16 on NVIDIA GPUs since Ampere.
 
 Usable where the extension `_C` was built with nvcc beside a CUDA build of torch. One pass, two kernels or decode: the
-way is chosen in csrc/cuda/ops.cpp, by the rates of the GPU that `cora_kernels.cost` knows.
+way is chosen in csrc/cuda/ops.cpp, by the rates of the GPU that `cora_kernels.planning.cost` knows.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cora_kernels import cost
+from cora_kernels.planning import cost
 from cora_kernels.segments import Segments
 
 try:

@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cora_kernels.backends.triton.launch import device_guard, index_type
+from cora_kernels.planning.tile_sizes import multiprocessors
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import multiprocessors
-from cora_kernels.triton.launch import device_guard, index_type
 
 
 @triton.jit

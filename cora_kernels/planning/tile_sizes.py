@@ -1,4 +1,4 @@
-"""Tile sizes by kernel and part, hand-picked. `cora_kernels.cost` chooses among them."""
+"""Tile sizes by kernel and part, hand-picked. `cora_kernels.planning.cost` chooses among them."""
 
 from typing import NamedTuple
 

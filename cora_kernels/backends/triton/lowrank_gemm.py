@@ -5,10 +5,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cora_kernels.backends.triton.indexing import (
+    first_slot,
+    grouped_tile,
+    rows_of,
+    segment_of,
+    segment_of_slot,
+    slots_of,
+)
+from cora_kernels.backends.triton.launch import count_slots, device_guard, index_type, precision, rank_block, walk
+from cora_kernels.planning.tile_sizes import GemmConfig, multiprocessors
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import GemmConfig, multiprocessors
-from cora_kernels.triton.launch import count_slots, device_guard, index_type, precision, rank_block, walk
-from cora_kernels.triton.tiles import first_slot, grouped_tile, rows_of, segment_of, segment_of_slot, slots_of
 
 
 @triton.jit

@@ -4,9 +4,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cora_kernels.backends.triton.indexing import first_slot, rows_of, segment_of_slot
+from cora_kernels.backends.triton.launch import count_slots, device_guard, index_type, precision, walk
 from cora_kernels.segments import Segments
-from cora_kernels.triton.launch import count_slots, device_guard, index_type, precision, walk
-from cora_kernels.triton.tiles import first_slot, rows_of, segment_of_slot
 
 
 @triton.jit

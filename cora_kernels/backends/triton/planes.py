@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cora_kernels.triton.launch import device_guard
+from cora_kernels.backends.triton.launch import device_guard
 
 
 @triton.jit

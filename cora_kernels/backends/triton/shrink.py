@@ -7,11 +7,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cora_kernels.backends.triton.indexing import first_slot, rows_of, segment_of_slot
+from cora_kernels.backends.triton.launch import (
+    count_slots,
+    device_guard,
+    index_type,
+    precision,
+    rank_block,
+    split_of,
+    walk,
+)
+from cora_kernels.backends.triton.planes import sum_planes
+from cora_kernels.planning.tile_sizes import ShrinkConfig
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import ShrinkConfig
-from cora_kernels.triton.launch import count_slots, device_guard, index_type, precision, rank_block, split_of, walk
-from cora_kernels.triton.planes import sum_planes
-from cora_kernels.triton.tiles import first_slot, rows_of, segment_of_slot
 
 
 @triton.jit

@@ -5,11 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cora_kernels.backends.triton.indexing import share_of_rows
+from cora_kernels.backends.triton.launch import device_guard, index_type, precision, rank_block, split_of, walk
+from cora_kernels.backends.triton.planes import sum_planes
+from cora_kernels.planning.tile_sizes import OuterConfig
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import OuterConfig
-from cora_kernels.triton.launch import device_guard, index_type, precision, rank_block, split_of, walk
-from cora_kernels.triton.planes import sum_planes
-from cora_kernels.triton.tiles import share_of_rows
 
 
 @triton.jit
