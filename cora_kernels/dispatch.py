@@ -1,7 +1,7 @@
 """Which backend serves a call: the ordered table, the reasons against each, the user's choice."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cora_kernels.backends import cpu
-from cora_kernels.segments import Segments
+from cora_kernels.operands import Operands
 
 
 # Import statements, one function each: the backends that import more than torch, or seldom serve, load on first use,
@@ -83,9 +83,9 @@ def backends() -> dict[str, str | None]:
     return {name: load().availability() for name, (load, _) in _BACKENDS.items()}
 
 
-def plain_group(name: str | None, *call: object) -> tuple[Tensor, ...] | None:
-    """What "cpu" makes of a call that needs neither checks nor a choice; or None: `cpu.plain_group`."""
-    return cpu.plain_group(*call) if asked(name) in (None, "cpu") and not torch.compiler.is_compiling() else None
+def fast_path(name: str | None, *call: object) -> tuple[Tensor, ...] | None:
+    """What "cpu" makes of a call that needs neither checks nor a choice; or None: `cpu.fast_path`."""
+    return cpu.fast_path(*call) if asked(name) in (None, "cpu") and not torch.compiler.is_compiling() else None
 
 
 def asked(name: str | None) -> str | None:
@@ -93,20 +93,13 @@ def asked(name: str | None) -> str | None:
     return _choice.name if name is None else name
 
 
-def select(
-    name: str | None,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    lora_as: Sequence[Tensor],
-    lora_bs: Sequence[Tensor],
-    segments: Segments,
-) -> ModuleType:
+def select(name: str | None, x: Tensor, operands: Operands) -> ModuleType:
     """The backend that serves this call: the one asked for (an error says why it cannot), else the first that can."""
     name = asked(name)
     if name is not None:
         _check_name(name)
         backend = _BACKENDS[name][0]()
-        reasons = _reasons(backend, x, weights, lora_as, lora_bs, segments)
+        reasons = _reasons(backend, x, operands)
         if reasons:
             raise ValueError(f"backend {name!r} cannot serve this call: {'; '.join(reasons)}")
         return backend
@@ -114,14 +107,14 @@ def select(
     for load, devices in _BACKENDS.values():
         if devices is None or device in devices:
             backend = load()
-            if not _reasons(backend, x, weights, lora_as, lora_bs, segments):
+            if not _reasons(backend, x, operands):
                 return backend
     raise AssertionError("the chain serves every call")
 
 
-def _reasons(backend: ModuleType, *call: object) -> list[str]:
+def _reasons(backend: ModuleType, x: Tensor, operands: Operands) -> list[str]:
     unavailable = backend.availability()
-    return backend.not_supported_reasons(*call) if unavailable is None else [unavailable]
+    return backend.not_supported_reasons(x, operands) if unavailable is None else [unavailable]
 
 
 def _check_name(name: str | None) -> None:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cora_kernels.functional import lora_linear, lora_linear_group
+from cora_kernels.operands import Operands
+from cora_kernels.segments import Segments
 
 # The error rule: a relative Frobenius error against float64 may be 1.25 times that of eager torch in the same dtype, or
 # anything under the floor of that dtype.
@@ -59,6 +61,11 @@ class Inputs:
     biases: tuple[Tensor | None, ...]
     scaling: float | Tensor
     cu_seqlens: Tensor | None
+
+    def operands(self) -> Operands:
+        """As the backends take them."""
+        segments = Segments.of(self.x, self.cu_seqlens)
+        return Operands(self.weights, self.lora_as, self.lora_bs, self.biases, self.scaling, segments)
 
     def leaves(self) -> dict[str, Tensor]:
         """The tensors that require grad, by name."""

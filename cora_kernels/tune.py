@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cora_kernels.operands import Operands
 from cora_kernels.planning import cost, tuning_file
 from cora_kernels.planning.cost import Problem
 from cora_kernels.planning.tile_sizes import GemmConfig, gemm_configs
@@ -91,10 +92,11 @@ def _runner(problem: Problem, device: torch.device) -> Callable[[str, GemmConfig
     a = tensor(*((p.samples,) if p.sample_a else ()), p.inputs, p.rank)
     b = tensor(*((p.samples,) if p.sample_b else ()), p.rank, p.outputs)
     segments = Segments(p.samples, p.rows, p.length, None)
+    operands = Operands([w], [a], [b], [None], 1.0, segments)
     s = [strategies.shrink([x], [a], 1.0, segments)] if p.s_given else None
 
     def run(way: str, config: GemmConfig | None) -> object:
-        return strategies.forward(x, [w], [a], [b], [None], 1.0, segments, s, way, config)
+        return strategies.forward(x, operands, s, way, config)
 
     return run
 

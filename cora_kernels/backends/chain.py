@@ -10,66 +10,53 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cora_kernels.segments import Segments, segment_mm, segment_outer
+from cora_kernels.backends import segment_products
+from cora_kernels.backends.segment_products import times
+from cora_kernels.operands import Operands
+from cora_kernels.segments import Segments
 
 
 def availability() -> str | None:
     return None
 
 
-def not_supported_reasons(
-    x: Tensor, weights: Sequence[Tensor], lora_as: Sequence[Tensor], lora_bs: Sequence[Tensor], segments: Segments
-) -> list[str]:
+def not_supported_reasons(x: Tensor, operands: Operands) -> list[str]:
     return []
 
 
 def shrink(x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments) -> Tensor:
     """S = s · x·A in fp32, for d scaling: a sum that cancels, where S rounded to bf16 would break the error rule."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return _scaled(_times(x.to(dtype), a.to(dtype), segments), scaling, segments)
+    return _scaled(times(x.to(dtype), a.to(dtype), segments), scaling, segments)
 
 
-def forward(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    lora_as: Sequence[Tensor],
-    lora_bs: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    scaling: float | Tensor,
-    segments: Segments,
-    s: Sequence[Tensor] | None = None,
-) -> tuple[list[Tensor], list[Tensor]]:
+def forward(x: Tensor, operands: Operands, s: Sequence[Tensor] | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    weights, lora_as, lora_bs, biases, scaling, segments = operands
     if s is None:
-        ss = [_scaled(_times(x, a.to(x.dtype), segments), scaling, segments) for a in lora_as]
+        ss = [_scaled(times(x, a.to(x.dtype), segments), scaling, segments) for a in lora_as]
     else:
         ss = [given.to(x.dtype) for given in s]
     ys = []
     for j, (weight, b, bias) in enumerate(zip(weights, lora_bs, biases, strict=True)):
-        y = _times(ss[j % len(ss)], b.to(x.dtype), segments, bias)
+        y = times(ss[operands.a_of(j)], b.to(x.dtype), segments, bias)
         ys.append(y.addmm_(x, weight.t()))
     return ys, ss
 
 
 def backward_input(
-    gs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    lora_as: Sequence[Tensor],
-    lora_bs: Sequence[Tensor],
-    scaling: float | Tensor,
-    segments: Segments,
-    need_dx: bool,
-    ds: Sequence[Tensor] | None = None,
+    gs: Sequence[Tensor], operands: Operands, need_dx: bool, ds: Sequence[Tensor] | None = None
 ) -> tuple[Tensor | None, list[Tensor]]:
+    weights, lora_as, lora_bs, _, scaling, segments = operands
     dtype = gs[0].dtype
     if ds is None:
-        terms = [_times(g, b.to(dtype).transpose(-1, -2), segments) for g, b in zip(gs, lora_bs, strict=True)]
+        terms = [times(g, b.to(dtype).transpose(-1, -2), segments) for g, b in zip(gs, lora_bs, strict=True)]
         sums = terms if len(lora_as) == len(terms) else [_summed(terms)]
         dss = [_scaled(d, scaling, segments) for d in sums]
     else:
         dss = [given.to(dtype) for given in ds]
     if not need_dx:
         return None, dss
-    dx = _summed([_times(d, a.to(dtype).transpose(-1, -2), segments) for d, a in zip(dss, lora_as, strict=True)])
+    dx = _summed([times(d, a.to(dtype).transpose(-1, -2), segments) for d, a in zip(dss, lora_as, strict=True)])
     for g, weight in zip(gs, weights, strict=True):
         dx.addmm_(g, weight)
     return dx, dss
@@ -79,11 +66,7 @@ def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: tor
     if u.dtype != v.dtype:  # one of them is S or dS in fp32
         common = v.dtype if u.dtype == torch.float32 else u.dtype
         u, v = u.to(common), v.to(common)
-    if not per_sample:
-        return torch.mm(u.t(), v).to(dtype)
-    if segments.cu_seqlens is None:
-        return torch.bmm(segments.by_sample(u).transpose(1, 2), segments.by_sample(v)).to(dtype)
-    return segment_outer(u, v, segments.cu_seqlens).to(dtype)
+    return segment_products.outer(u, v, segments, per_sample).to(dtype)
 
 
 def _scaled(rows: Tensor, scaling: float | Tensor, segments: Segments) -> Tensor:
@@ -91,18 +74,7 @@ def _scaled(rows: Tensor, scaling: float | Tensor, segments: Segments) -> Tensor
 
 
 def _summed(terms: Sequence[Tensor]) -> Tensor:
+    """Into the first of them, which keeps no second copy of [M, K] alive."""
     for term in terms[1:]:
         terms[0].add_(term)
     return terms[0]
-
-
-def _times(rows: Tensor, factor: Tensor, segments: Segments, bias: Tensor | None = None) -> Tensor:
-    """rows [M, p] · factor, [p, q] or each sample's own of [B, p, q], + bias [q] -> [M, q], new memory."""
-    if factor.dim() == 2:
-        return torch.mm(rows, factor) if bias is None else torch.addmm(bias, rows, factor)
-    if segments.cu_seqlens is None:
-        batched = segments.by_sample(rows)
-        product = torch.bmm(batched, factor) if bias is None else torch.baddbmm(bias, batched, factor)
-        return product.view(segments.rows, factor.shape[2])
-    product = segment_mm(rows, factor, segments.cu_seqlens)
-    return product if bias is None else product.add_(bias)

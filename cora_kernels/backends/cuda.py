@@ -9,19 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cora_kernels.backends import extension
+from cora_kernels.operands import Operands
 from cora_kernels.planning import cost
 from cora_kernels.segments import Segments
 
-try:
-    from cora_kernels import _C
-except ImportError as error:
-    _missing: str | None = f"the native extension is not there ({error})"
-else:
-    _missing = None
-    if not hasattr(torch.ops.cora_kernels, "cuda_forward"):
-        _missing = "the native extension was built without CUDA: install with nvcc, beside a CUDA build of torch"
-    elif _C.torch_version.split(".")[:2] != torch.__version__.split(".")[:2]:
-        _missing = f"the native extension was built for torch {_C.torch_version}, this is {torch.__version__}"
+_missing = extension.unavailable
+if _missing is None and not hasattr(torch.ops.cora_kernels, "cuda_forward"):
+    _missing = "the native extension was built without CUDA: install with nvcc, beside a CUDA build of torch"
 
 KERNELS = ("lowrank_gemm", "shrink", "outer", "decode")
 _DEVICE = "cuda"
@@ -40,9 +35,7 @@ def availability() -> str | None:
     return None if torch.cuda.is_available() else "no NVIDIA GPU is there"
 
 
-def not_supported_reasons(
-    x: Tensor, weights: Sequence[Tensor], lora_as: Sequence[Tensor], lora_bs: Sequence[Tensor], segments: Segments
-) -> list[str]:
+def not_supported_reasons(x: Tensor, operands: Operands) -> list[str]:
     reasons = []
     if x.device.type != _DEVICE:
         reasons.append(f"it runs on NVIDIA GPUs, x is on {x.device}")
@@ -52,74 +45,34 @@ def not_supported_reasons(
         reasons.append(f"x must be bfloat16 or float16, got {x.dtype}")
     if not _aligned(x):
         reasons.append(f"the rows of x must be 16-byte aligned, got strides {tuple(x.stride())}")
-    for weight in weights:
+    for weight in operands.weights:
         if any(size % 8 for size in weight.shape):
             reasons.append(f"the widths of weight must be multiples of 8, got {tuple(weight.shape)}")
         elif not _aligned(weight if weight.stride(1) == 1 else weight.t()):
             reasons.append(f"the rows of weight must be 16-byte aligned, got strides {tuple(weight.stride())}")
-    for factor in (*lora_as, *lora_bs):
+    for factor in (*operands.lora_as, *operands.lora_bs):
         if factor.dtype not in (x.dtype, torch.float32):
             reasons.append(f"lora_a and lora_b must be float32 or, like x, {x.dtype}, got {factor.dtype}")
     return reasons
 
 
 def shrink(x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments) -> Tensor:
-    return torch.ops.cora_kernels.cuda_shrink(x, a, *_scaling(scaling), segments.cu_seqlens, segments.batch)
+    return extension.shrink(torch.ops.cora_kernels.cuda_shrink, x, a, scaling, segments)
 
 
-def forward(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    lora_as: Sequence[Tensor],
-    lora_bs: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    scaling: float | Tensor,
-    segments: Segments,
-    s: Sequence[Tensor] | None = None,
-) -> tuple[list[Tensor], list[Tensor]]:
-    out = torch.ops.cora_kernels.cuda_forward(
-        x,
-        list(weights),
-        list(lora_as),
-        list(lora_bs),
-        list(biases),
-        *_scaling(scaling),
-        segments.cu_seqlens,
-        segments.batch,
-        list(s or ()),
-        _balance(x.device),
-    )
-    return out[: len(weights)], out[len(weights) :] if s is None else list(s)
+def forward(x: Tensor, operands: Operands, s: Sequence[Tensor] | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    return extension.forward(torch.ops.cora_kernels.cuda_forward, x, operands, s, _balance(x.device))
 
 
 def backward_input(
-    gs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    lora_as: Sequence[Tensor],
-    lora_bs: Sequence[Tensor],
-    scaling: float | Tensor,
-    segments: Segments,
-    need_dx: bool,
-    ds: Sequence[Tensor] | None = None,
+    gs: Sequence[Tensor], operands: Operands, need_dx: bool, ds: Sequence[Tensor] | None = None
 ) -> tuple[Tensor | None, list[Tensor]]:
-    out = torch.ops.cora_kernels.cuda_backward_input(
-        list(gs),
-        list(weights) if need_dx else [],
-        list(lora_as) if need_dx else [],
-        list(lora_bs),
-        *_scaling(scaling),
-        segments.cu_seqlens,
-        segments.batch,
-        len(lora_as),
-        list(ds or ()),
-        _balance(gs[0].device),
-    )
-    dx = out[0] if need_dx else None
-    return dx, out[int(need_dx) :] if ds is None else list(ds)
+    op = torch.ops.cora_kernels.cuda_backward_input
+    return extension.backward_input(op, gs, operands, need_dx, ds, _balance(gs[0].device))
 
 
 def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: torch.dtype) -> Tensor:
-    return torch.ops.cora_kernels.cuda_outer(u, v, segments.cu_seqlens, segments.batch, per_sample, dtype)
+    return extension.outer(torch.ops.cora_kernels.cuda_outer, u, v, segments, per_sample, dtype)
 
 
 def _aligned(t: Tensor) -> bool:
@@ -143,69 +96,5 @@ def _balance(device: torch.device) -> float:
     return gpu.matrix / gpu.bandwidth
 
 
-def _scaling(scaling: float | Tensor) -> tuple[Tensor | None, float]:
-    """Scales for each sample, or one for all: a float, as a tensor where torch.compile would bake its value in."""
-    if isinstance(scaling, Tensor):
-        return scaling, 1.0
-    if torch.compiler.is_compiling():
-        return torch.ones(()) * scaling, 1.0
-    return None, scaling
-
-
-def _fake_shrink(x: Tensor, a: Tensor, *_: object) -> Tensor:
-    return x.new_empty(x.shape[0], a.shape[-1], dtype=torch.float32)
-
-
-def _fake_forward(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    lora_as: Sequence[Tensor],
-    lora_bs: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    scales: Tensor | None,
-    scaling: float,
-    cu_seqlens: Tensor | None,
-    batch: int,
-    s: Sequence[Tensor],
-    balance: float,
-) -> list[Tensor]:
-    ys = [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights]
-    ss = [] if s else [x.new_empty(x.shape[0], a.shape[-1], dtype=torch.float32) for a in lora_as]
-    return ys + ss
-
-
-def _fake_backward_input(
-    gs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    lora_as: Sequence[Tensor],
-    lora_bs: Sequence[Tensor],
-    scales: Tensor | None,
-    scaling: float,
-    cu_seqlens: Tensor | None,
-    batch: int,
-    n_a: int,
-    ds: Sequence[Tensor],
-    balance: float,
-) -> list[Tensor]:
-    g = gs[0]
-    dx = [g.new_empty(g.shape[0], weights[0].shape[1])] if weights else []
-    dss = [] if ds else [g.new_empty(g.shape[0], b.shape[-2], dtype=torch.float32) for b in lora_bs[:n_a]]
-    return dx + dss
-
-
-def _fake_outer(
-    u: Tensor, v: Tensor, cu_seqlens: Tensor | None, batch: int, per_sample: bool, dtype: torch.dtype
-) -> Tensor:
-    shape = (batch, u.shape[1], v.shape[1]) if per_sample else (u.shape[1], v.shape[1])
-    return u.new_empty(shape, dtype=dtype)
-
-
-def _register_fakes() -> None:
-    torch.library.register_fake("cora_kernels::cuda_shrink", _fake_shrink)
-    torch.library.register_fake("cora_kernels::cuda_forward", _fake_forward)
-    torch.library.register_fake("cora_kernels::cuda_backward_input", _fake_backward_input)
-    torch.library.register_fake("cora_kernels::cuda_outer", _fake_outer)
-
-
 if _missing is None:
-    _register_fakes()
+    extension.register_fakes("cuda")

@@ -10,7 +10,7 @@ import pytest
 import simulator as simulation
 import torch
 
-from cora_kernels.backends import cuda
+from cora_kernels.backends import cuda, extension
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def _simulator(ptxsim, compiled) -> simulation.Simulator:
     if cuda.architectures() is not None:
         pytest.skip("the extension was built with CUDA: its ops and the simulated ones have the same names")
     simulator = simulation.Simulator(ptxsim, compiled)
-    cuda._register_fakes()
+    extension.register_fakes("cuda")
     return simulator
 
 

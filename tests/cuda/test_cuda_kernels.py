@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from cora_kernels.operands import Operands
 from cora_kernels.segments import Segments
 from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
 
@@ -154,12 +155,12 @@ def test_wrong_borders_stay_in_bounds(borders, simulator, prefer):
 
     inputs = make_inputs(Case(lengths=(9, 8, 3), k=16, n=(24,), r=4, dtype=BF16, sample_b=True), requires_grad=False)
     segments = Segments(3, 20, None, torch.tensor(borders, dtype=torch.int32))
-    operands = inputs.weights, inputs.lora_as, inputs.lora_bs
+    operands = inputs.operands()._replace(segments=segments)
     for way in ("one_pass", "two_kernels"):
         prefer(way)
         with simulator.running():
-            (y,), (s,) = cuda.forward(inputs.x, *operands, inputs.biases, 1.0, segments)
-            cuda.backward_input([y], *operands, 1.0, segments, True)
+            (y,), (s,) = cuda.forward(inputs.x, operands)
+            cuda.backward_input([y], operands, True)
             cuda.outer(s, y, segments, True, torch.float32)
 
 
@@ -171,13 +172,16 @@ def test_layouts(simulator, prefer):
     inputs = make_inputs(Case(batch=2, length=20, k=40, n=(24,), r=8, sample_b=True, dtype=BF16))
     segments = Segments.of(inputs.x, None)
     x, weight, a, b = inputs.x.reshape(40, 40).detach(), *inputs.weights, *inputs.lora_as, *inputs.lora_bs
-    turned = [t.detach().transpose(-1, -2).contiguous().transpose(-1, -2) for t in (weight, a, b)]
+    operands = Operands([weight], [a], [b], [None], 0.5, segments)
+    turned = Operands(
+        *([t.detach().transpose(-1, -2).contiguous().transpose(-1, -2)] for t in (weight, a, b)), [None], 0.5, segments
+    )
     with simulator.running():
-        (y,), (s,) = cuda.forward(x, [weight], [a], [b], [None], 0.5, segments)
-        (y_turned,), _ = cuda.forward(x, turned[:1], turned[1:2], turned[2:], [None], 0.5, segments)
-        dx, (ds,) = cuda.backward_input([y], [weight], [a], [b], 0.5, segments, True)
+        (y,), (s,) = cuda.forward(x, operands)
+        (y_turned,), _ = cuda.forward(x, turned)
+        dx, (ds,) = cuda.backward_input([y], operands, True)
         shifted = torch.cat([y.new_zeros(40, 1), y], 1)[:, 1:]
-        dx_turned, _ = cuda.backward_input([shifted], turned[:1], turned[1:2], turned[2:], 0.5, segments, True)
+        dx_turned, _ = cuda.backward_input([shifted], turned, True)
     assert torch.equal(y, y_turned) and torch.equal(dx, dx_turned)
 
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cora_kernels import packed_attention, use_backend
-from cora_kernels.backends import cpu
+from cora_kernels.backends import cpu, extension
 from cora_kernels.testing import SHORT_NAMES, assert_by_rule
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
-ISAS = [] if cpu.availability() else cpu._C.cpu_isas()
+ISAS = [] if cpu.availability() else extension._C.cpu_isas()
 needs_kernel = pytest.mark.skipif(cpu.availability() is not None, reason=f"cpu: {cpu.availability()}")
 
 
@@ -87,9 +87,9 @@ def assert_correct(tensors: Operands) -> None:
 
 @pytest.fixture(params=ISAS)
 def isa(request):
-    cpu._C.set_cpu_isa(request.param)
+    extension._C.set_cpu_isa(request.param)
     yield request.param
-    cpu._C.set_cpu_isa(None)
+    extension._C.set_cpu_isa(None)
 
 
 @needs_kernel

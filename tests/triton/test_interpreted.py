@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from cora_kernels import backends, tune
+from cora_kernels.operands import Operands
 from cora_kernels.planning import cost, tuning_file
 from cora_kernels.planning.tile_sizes import gemm_configs
 from cora_kernels.segments import Segments
@@ -147,7 +148,8 @@ def test_tiles_beyond_32_bits(what, count, far):
         if what == "rows":
             return strategies.outer(t, torch.ones(count, 3), Segments(1, count, count, None), True, torch.float32)
         g, a, b = (torch.ones(shape, dtype=torch.float16) for shape in ((5, count), (8, 3), (3, count)))
-        return strategies.backward_input([g], [t], [a], [b], 1.0, Segments(1, 5, 5, None), True)[0]
+        operands = Operands([t], [a], [b], [None], 1.0, Segments(1, 5, 5, None))
+        return strategies.backward_input([g], operands, True)[0]
 
     assert torch.equal(run(spread), run(near))
 
@@ -204,5 +206,6 @@ def test_a_gpu_that_triton_cannot_use_is_left_to_others(monkeypatch):
     assert "Triton cannot launch kernels here (" in backends()["triton"]
     backend._driver_error.cache_clear()
     x = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float16)
-    reasons = backend.not_supported_reasons(x, (), (), (), Segments(1, 1, 1, None))
+    nothing = Operands((), (), (), (), 1.0, Segments(1, 1, 1, None))
+    reasons = backend.not_supported_reasons(x, nothing)
     assert reasons == ["it needs compute capability 8.0 (Ampere) or later"]

@@ -157,11 +157,11 @@ def test_wrong_borders_stay_in_bounds(borders, ptxsim, prefer):
 
     inputs = make_inputs(Case(lengths=(9, 8, 3), k=16, n=(24,), r=4, dtype=BF16, sample_b=True), requires_grad=False)
     segments = Segments(3, 20, None, torch.tensor(borders, dtype=torch.int32))
-    operands = inputs.weights, inputs.lora_as, inputs.lora_bs
+    operands = inputs.operands()._replace(segments=segments)
     for way in WAYS[:3]:
         with ptxsim.triton_launches():
-            (y,), (s,) = strategies.forward(inputs.x, *operands, inputs.biases, 1.0, segments, way=way)
-            strategies.backward_input([y], *operands, 1.0, segments, True, way=way)
+            (y,), (s,) = strategies.forward(inputs.x, operands, way=way)
+            strategies.backward_input([y], operands, True, way=way)
             strategies.outer(s, y, segments, True, torch.float32)
 
 

@@ -12,6 +12,7 @@ from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm
 from cora_kernels.backends.triton.outer import outer as launch_outer
 from cora_kernels.backends.triton.shrink import shrink as launch_shrink
 from cora_kernels.backends.triton.shrink_outer import shrink_outer as launch_shrink_outer
+from cora_kernels.operands import Operands
 from cora_kernels.planning import cost
 from cora_kernels.planning.tile_sizes import (
     SHRINK_OUTER_RANK,
@@ -37,21 +38,14 @@ def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: tor
 
 
 def shrink_outer(
-    g: Tensor,
-    b: Tensor,
-    s: Tensor,
-    scaling: float | Tensor,
-    segments: Segments,
-    width: int | None,
-    dtype: torch.dtype,
+    g: Tensor, operands: Operands, s: Tensor, need_dx: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor] | None:
-    """dS and dB from one read of g, where the cost rule finds that faster than apart; else None.
-
-    width: the columns of the dx that is wanted too, or None.
-    """
+    """dS and dB of a single linear from one read of g, where the cost rule finds that faster than apart; else None."""
+    (b,), scaling, segments = operands.lora_bs, operands.scaling, operands.segments
+    width = operands.weights[0].shape[1] if need_dx else 0
     gpu = cost.gpu_of(g.device)
     problem = cost.Problem(
-        *(g.shape[0], g.shape[1], width or 0, b.shape[-2], segments.batch, segments.length, g.dtype),
+        *(g.shape[0], g.shape[1], width, b.shape[-2], segments.batch, segments.length, g.dtype),
         sample_a=b.dim() == 3,
     )
     if problem.rank > SHRINK_OUTER_RANK or (isinstance(scaling, Tensor) and b.dim() == 2):
@@ -63,12 +57,7 @@ def shrink_outer(
 
 def forward(
     x: Tensor,
-    weights: Sequence[Tensor],
-    lora_as: Sequence[Tensor],
-    lora_bs: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    scaling: float | Tensor,
-    segments: Segments,
+    operands: Operands,
     s: Sequence[Tensor] | None = None,
     way: str | None = None,
     config: GemmConfig | None = None,
@@ -77,9 +66,10 @@ def forward(
 
     S that one projection computed serves the others that share its A.
     """
+    weights, lora_as, lora_bs, biases, scaling, segments = operands
     ys, ss = [], [] if s is None else list(s)
     for j, (weight, b, bias) in enumerate(zip(weights, lora_bs, biases, strict=True)):
-        i = j % len(lora_as)
+        i = operands.a_of(j)
         ready = ss[i] if i < len(ss) else None
         y, computed = _low_rank(x, weight.t(), lora_as[i], b, scaling, segments, ready, bias, None, way, config)
         ys.append(y)
@@ -89,16 +79,13 @@ def forward(
 
 def backward_input(
     gs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    lora_as: Sequence[Tensor],
-    lora_bs: Sequence[Tensor],
-    scaling: float | Tensor,
-    segments: Segments,
+    operands: Operands,
     need_dx: bool,
     ds: Sequence[Tensor] | None = None,
     way: str | None = None,
 ) -> tuple[Tensor | None, list[Tensor]]:
     """The backend's backward_input: dx is the forward with g for x, Bᵀ for A and Aᵀ for B, summed over the group."""
+    weights, lora_as, lora_bs, _, scaling, segments = operands
     factors, n_a = [b.transpose(-1, -2) for b in lora_bs], len(lora_as)
     dss = [] if ds is None else list(ds)
     if ds is None and n_a < len(gs):
