@@ -93,6 +93,16 @@ def asked(name: str | None) -> str | None:
     return _choice.name if name is None else name
 
 
+def gpu_backend(name: str | None) -> str:
+    """Of the backends for GPUs the one named, or that of `use_backend`, or the first that is usable, or the first."""
+    asked_for, names = asked(name), [name for name, (_, devices) in _BACKENDS.items() if devices == ("cuda",)]
+    if asked_for in names:
+        return str(asked_for)
+    if name is not None:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, names))}, got {name!r}")
+    return next((name for name in names if _BACKENDS[name][0]().availability() is None), names[0])
+
+
 def select(name: str | None, x: Tensor, operands: Operands) -> ModuleType:
     """The backend that serves this call: the one asked for (an error says why it cannot), else the first that can."""
     name = asked(name)

@@ -203,6 +203,18 @@ def assert_by_rule(name: str, got: Tensor, exact: Tensor, eager: Tensor, dtype: 
     assert error <= allowed, f"{name}: relative error {error:.3g}, allowed {allowed:.3g}"
 
 
+def assert_samples_are_apart(inputs: Inputs, backend: str | None) -> None:
+    """NaN and inf in every other sample of x, A and B: outputs and gradients of the second stay what they are."""
+    clean = results(lambda i: call(i, backend), inputs)
+    with torch.no_grad():
+        for t, bad in ((inputs.x, "nan"), (inputs.lora_as[0], "inf"), (inputs.lora_bs[0], "nan")):
+            t[::2] = float(bad)
+    dirty = results(lambda i: call(i, backend), inputs)
+    for name in clean:
+        assert torch.equal(clean[name][1], dirty[name][1]), name
+        assert not dirty[name][::2].isfinite().any(), name
+
+
 def assert_correct(inputs: Inputs, backend: str | None) -> None:
     """Outputs and every gradient of a backend by the error rule, each in the dtype of its own."""
     got = results(lambda i: call(i, backend), inputs)

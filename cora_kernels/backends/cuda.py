@@ -1,9 +1,10 @@
 """The CUDA C++ kernels: the backend "cuda", csrc/cuda. bf16 and fp16 on NVIDIA GPUs since Ampere.
 
-Usable where the extension `_C` was built with nvcc beside a CUDA build of torch. One pass, two kernels or decode: the
-way is chosen in csrc/cuda/ops.cpp, by the rates of the GPU that `cora_kernels.planning.cost` knows.
+Usable where the extension `_C` was built with nvcc beside a CUDA build of torch. `cora_kernels.planning.choose` decides
+between one pass, two kernels and decode; csrc/cuda/ops.cpp runs what it is told.
 """
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from cora_kernels.backends import extension
 from cora_kernels.operands import Operands
-from cora_kernels.planning import cost
+from cora_kernels.planning import choose, gpus
 from cora_kernels.segments import Segments
 
 _missing = extension.unavailable
@@ -21,7 +22,7 @@ if _missing is None and not hasattr(torch.ops.cora_kernels, "cuda_forward"):
 KERNELS = ("lowrank_gemm", "shrink", "outer", "decode")
 _DEVICE = "cuda"
 _OLDEST = (8, 0)
-_DTYPES = (torch.bfloat16, torch.float16)
+_DTYPES = choose.DTYPES["cuda"]
 
 
 def architectures() -> str | None:
@@ -61,14 +62,28 @@ def shrink(x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments) ->
 
 
 def forward(x: Tensor, operands: Operands, s: Sequence[Tensor] | None = None) -> tuple[list[Tensor], list[Tensor]]:
-    return extension.forward(torch.ops.cora_kernels.cuda_forward, x, operands, s, _balance(x.device))
+    if torch.compiler.is_compiling():
+        return extension.forward(torch.ops.cora_kernels.cuda_planned_forward, x, operands, s)
+    chosen = [
+        _strategy(x, weight.t(), operands.lora_as[operands.a_of(j)], b, operands, s is not None or operands.a_of(j) < j)
+        for j, (weight, b) in enumerate(zip(operands.weights, operands.lora_bs, strict=True))
+    ]
+    return extension.forward(torch.ops.cora_kernels.cuda_forward, x, operands, s, chosen)
 
 
 def backward_input(
     gs: Sequence[Tensor], operands: Operands, need_dx: bool, ds: Sequence[Tensor] | None = None
 ) -> tuple[Tensor | None, list[Tensor]]:
+    if torch.compiler.is_compiling():
+        op = torch.ops.cora_kernels.cuda_planned_backward_input
+        return extension.backward_input(op, gs, operands, need_dx, ds)
+    chosen, summed = [], len(operands.lora_as) < len(gs)
+    for j, a in enumerate(operands.lora_as if need_dx else ()):
+        factors = operands.lora_bs[j].transpose(-1, -2), a.transpose(-1, -2)
+        given = ds is not None or summed
+        chosen.append(_strategy(gs[j], operands.weights[j], *factors, operands, given, added=j > 0))
     op = torch.ops.cora_kernels.cuda_backward_input
-    return extension.backward_input(op, gs, operands, need_dx, ds, _balance(gs[0].device))
+    return extension.backward_input(op, gs, operands, need_dx, ds, chosen)
 
 
 def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: torch.dtype) -> Tensor:
@@ -89,12 +104,15 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else _OLDEST
 
 
-@torch.compiler.assume_constant_result
-def _balance(device: torch.device) -> float:
-    """FLOP/s over bytes/s: what one pass computes again against what two kernels read again."""
-    gpu = cost.gpu_of(device)
-    return gpu.matrix / gpu.bandwidth
+def _strategy(
+    x: Tensor, w: Tensor, a: Tensor, b: Tensor, operands: Operands, s_given: bool, added: bool = False
+) -> str:
+    # A scaling of each sample's own makes no factor of its own here: only those are read anew for every sample.
+    problem = choose.problem_of(x, w, a, b, 1.0, operands.segments, s_given, added)
+    return choose.choose(problem, gpus.gpu_of(x.device), "cuda").strategy
 
 
 if _missing is None:
     extension.register_fakes("cuda")
+# torch.compile calls these, whose choices depend on sizes: it compiles nothing again when only a size changes.
+extension.define_ops("cuda_planned", sys.modules[__name__], ("forward", "backward_input"))

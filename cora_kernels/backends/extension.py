@@ -31,6 +31,8 @@ def _why_not() -> str | None:
     return None
 
 
+OPS = ("shrink", "forward", "backward_input", "outer")
+
 # Why `_C` cannot serve, or None.
 unavailable = _why_not()
 
@@ -101,14 +103,14 @@ def _scaling(scaling: float | Tensor) -> tuple[Tensor | None, float]:
     return None, scaling
 
 
-def register_fakes(prefix: str, library: torch.library.Library | None = None) -> None:
-    """What `{prefix}_shrink`, `_forward`, `_backward_input` and `_outer` return, without data."""
-    for name, fake in _FAKES.items():
-        torch.library.register_fake(f"cora_kernels::{prefix}_{name}", fake, lib=library)
+def register_fakes(prefix: str, names: Sequence[str] = OPS, library: torch.library.Library | None = None) -> None:
+    """What the ops `{prefix}_{name}` return, without data."""
+    for name in names:
+        torch.library.register_fake(f"cora_kernels::{prefix}_{name}", _FAKES[name], lib=library)
 
 
-def define_ops(prefix: str, backend: ModuleType) -> None:
-    """Registers the functions of a backend as ops, with these arguments: for choices that torch.compile must not trace.
+def define_ops(prefix: str, backend: ModuleType, names: Sequence[str]) -> None:
+    """Registers functions of a backend as ops `{prefix}_{name}`: for choices that torch.compile must not trace.
 
     A scaling that torch.compile has made a tensor arrives as one without dimensions, on the CPU: to read it is no wait.
     """
@@ -160,9 +162,10 @@ def define_ops(prefix: str, backend: ModuleType) -> None:
             outer,
         ),
     ):
-        _LIBRARY.define(f"{prefix}_{schema}")
-        _LIBRARY.impl(f"{prefix}_{call.__name__}", call, "CompositeExplicitAutograd")
-    register_fakes(prefix, _LIBRARY)
+        if call.__name__ in names:
+            _LIBRARY.define(f"{prefix}_{schema}")
+            _LIBRARY.impl(f"{prefix}_{call.__name__}", call, "CompositeExplicitAutograd")
+    register_fakes(prefix, names, _LIBRARY)
 
 
 def _fake_shrink(x: Tensor, a: Tensor, *_: object) -> Tensor:

@@ -11,6 +11,7 @@ import simulator as simulation
 import torch
 
 from cora_kernels.backends import cuda, extension
+from cora_kernels.planning import gpus
 
 
 @pytest.fixture(scope="session")
@@ -54,10 +55,12 @@ def simulator(_simulator, monkeypatch) -> simulation.Simulator:
 
 @pytest.fixture
 def prefer(monkeypatch):
-    """One pass wherever the rank allows it, or two kernels: `_balance` is what the choice goes by."""
+    """One pass wherever the rank allows it, or two kernels: matrix rate over bandwidth is what the choice goes by."""
 
-    def force(way: str) -> None:
-        monkeypatch.setattr(cuda, "_balance", lambda device: {"one_pass": 1e9, "two_kernels": 0.0}[way])
+    def force(strategy: str) -> None:
+        balance = {"one_pass": 1e9, "two_kernels": 1e-9}[strategy]
+        gpu = gpus.GPUS["A100"]._replace(matrix=balance, bandwidth=1.0)
+        monkeypatch.setattr(gpus, "gpu_of", lambda device: gpu)
 
     return force
 

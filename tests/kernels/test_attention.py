@@ -52,8 +52,8 @@ def operands(shape: Shape, dtype: torch.dtype, scale: float = 1.0) -> Operands:
 def definition(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
     """The formula itself, with a mask, one sample after the other."""
     outs = [q[:0]]
-    borders = cu_seqlens.tolist()
-    for start, stop in zip(borders, borders[1:], strict=False):
+    boundaries = cu_seqlens.tolist()
+    for start, stop in zip(boundaries, boundaries[1:], strict=False):
         of_head = [t[start:stop].transpose(0, 1) for t in (q, k, v)]
         keys, values = (t.repeat_interleave(q.shape[1] // k.shape[1], 0) for t in of_head[1:])
         s = of_head[0] @ keys.transpose(1, 2) * q.shape[2] ** -0.5

@@ -142,7 +142,7 @@ def test_use_backend_steers_compiled_code():
     assert counter.frame_count == 2
 
 
-def test_wrong_borders_raise_inside_a_compiled_graph():
+def test_wrong_boundaries_raise_inside_a_compiled_graph():
     inputs = make_inputs(Case(lengths=(4, 2, 9)))
     compiled, _ = _compiled("chain")
     compiled(inputs)

@@ -1,4 +1,4 @@
-"""What is special about the native CPU kernels: instruction sets, threads, packed weights, the extension itself."""
+"""What is special about the CPU kernels: instruction sets, threads, packed weights, the extension itself."""
 
 import gc
 import importlib.util
@@ -246,11 +246,11 @@ def test_a_weight_in_another_dtype_has_a_pack_for_each(weight):
 
 
 @pytest.mark.parametrize(
-    ("borders", "message"),
+    ("boundaries", "message"),
     [([1, 2, 3], "start at 0"), ([0, 2, 4], "end at the number of rows"), ([0, 5, 3], "must not decrease")],
 )
-def test_the_ops_check_the_borders_they_walk(borders, message, weight):
-    cu_seqlens = torch.tensor(borders, dtype=torch.int32)
+def test_the_ops_check_the_boundaries_they_walk(boundaries, message, weight):
+    cu_seqlens = torch.tensor(boundaries, dtype=torch.int32)
     a, b = torch.ones(2, 64, 2), torch.ones(2, 2, 100)
     with pytest.raises(ValueError, match=message):
         torch.ops.cora_kernels.cpu_forward(torch.ones(3, 64), [weight], [a], [b], [None], None, 1.0, cu_seqlens, 2, [])

@@ -16,7 +16,8 @@ import torch
 
 from cora_kernels import backends, tune
 from cora_kernels.operands import Operands
-from cora_kernels.planning import cost, tuning_file
+from cora_kernels.planning import choose, gpus, tuning_file
+from cora_kernels.planning.cost import Problem
 from cora_kernels.planning.tile_sizes import gemm_configs
 from cora_kernels.segments import Segments
 from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
@@ -26,7 +27,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETS, reason="runs inside test_suite_under_the_interpreter")
 SUITES = ["tests/kernels/test_numerics.py", "tests/kernels/test_autograd.py", "tests/triton/test_interpreted.py"]
-WAYS = ["one_pass", "two_kernels", "chain", "decode"]
+STRATEGIES = ["one_pass", "two_kernels", "separate", "decode"]
 
 
 @pytest.mark.skipif(INTERPRETS, reason="is the test that starts this process")
@@ -40,19 +41,8 @@ def test_suite_under_the_interpreter(suite):
     assert " passed" in done.stdout
 
 
-@pytest.fixture
-def prefer(monkeypatch):
-    """Every launch that can goes the given way; the rule chooses for the others."""
-
-    def force(way: str) -> None:
-        rule = cost.choose
-        monkeypatch.setattr(cost, "choose", lambda problem, gpu, asked: rule(problem, gpu, asked or way))
-
-    return force
-
-
 @interpreted
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(
     "case",
     [
@@ -69,8 +59,8 @@ def prefer(monkeypatch):
     ],
     ids=str,
 )
-def test_ways(case, way, prefer):
-    prefer(way)
+def test_strategies(case, strategy, prefer):
+    prefer(strategy)
     assert_correct(make_inputs(case), "triton")
 
 
@@ -87,7 +77,7 @@ FUSED = [
 @pytest.mark.parametrize("case", FUSED, ids=str)
 def test_shrink_outer(case, dtype, monkeypatch):
     asked = []
-    monkeypatch.setattr(cost, "fuses", lambda problem, gpu: asked.append(problem) is None)
+    monkeypatch.setattr(choose, "fuses", lambda problem, gpu: asked.append(problem) is None)
     inputs = make_inputs(replace(case, dtype=dtype))
     assert_correct(inputs, "triton")
     first, again = (results(lambda i: call(i, "triton"), inputs) for _ in range(2))
@@ -97,7 +87,7 @@ def test_shrink_outer(case, dtype, monkeypatch):
 @interpreted
 def test_shrink_outer_with_a_scaling_for_each_sample(monkeypatch):
     """It serves where B is each sample's too, and leaves the others to the two kernels."""
-    monkeypatch.setattr(cost, "fuses", lambda problem, gpu: True)
+    monkeypatch.setattr(choose, "fuses", lambda problem, gpu: True)
     for sample_b in (True, False):
         inputs = make_inputs(Case(lengths=(3, 0, 40), n=(50,), sample_b=sample_b, tensor_scaling=True))
         inputs.scaling.requires_grad_(False)
@@ -105,9 +95,9 @@ def test_shrink_outer_with_a_scaling_for_each_sample(monkeypatch):
 
 
 @interpreted
-@pytest.mark.parametrize("way", WAYS)
-def test_each_way_is_deterministic(way, prefer):
-    prefer(way)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_each_strategy_is_deterministic(strategy, prefer):
+    prefer(strategy)
     inputs = make_inputs(Case(batch=3, length=4, k=600, n=(40,), sample_b=True))
     first = results(lambda i: call(i, "triton"), inputs)
     again = results(lambda i: call(i, "triton"), inputs)
@@ -115,10 +105,10 @@ def test_each_way_is_deterministic(way, prefer):
 
 
 @interpreted
-@pytest.mark.parametrize("way", WAYS[:3])
-def test_tensors_beyond_32_bits(way, prefer):
+@pytest.mark.parametrize("strategy", STRATEGIES[:3])
+def test_tensors_beyond_32_bits(strategy, prefer):
     """More than 2³¹ elements between the first and the last row, and offsets inside one tile that need 64 bits too."""
-    prefer(way)
+    prefer(strategy)
     inputs = make_inputs(Case(lengths=(9, 8), k=16, n=(24,), r=4, dtype=torch.float16), requires_grad=False)
     far = 2**27
     try:
@@ -155,11 +145,11 @@ def test_tiles_beyond_32_bits(what, count, far):
 
 
 @interpreted
-def test_tuning_times_every_way_and_tile(tmp_path, monkeypatch):
-    """Timed by a clock that finds the chain, and then one tile of the two kernels, the fastest: each is then chosen."""
+def test_tuning_times_every_strategy_and_tile(tmp_path, monkeypatch):
+    """Timed by a clock that finds the separate kernels, then one tile of the two, the fastest: each is then chosen."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     device = torch.device("cpu")
-    problem = cost.Problem(6, 24, 40, 4, 2, 3, torch.float16)
+    problem = Problem(6, 24, 40, 4, 2, 3, torch.float16)
     ran = []
 
     def clock(run):
@@ -167,18 +157,18 @@ def test_tuning_times_every_way_and_tile(tmp_path, monkeypatch):
         run()
         return 1.0 if run.args == fastest else 2.0
 
-    for fastest in (("chain", None), ("two_kernels", gemm_configs("sm_80", torch.float16, False)[3])):
-        best = tune.measure_ways(problem, device, clock)
-        assert (best["way"], best["config"]) == fastest
-        tuning_file.save("A100", {}, {cost.key_of(problem): best})
-        cost.choose.cache_clear()
-        plan = cost.choose(problem, cost.gpu_of(device))
-        assert (plan.way, plan.config) == fastest
-    assert {way for way, _ in ran} == set(WAYS)
+    for fastest in (("separate", None), ("two_kernels", gemm_configs("sm_80", torch.float16, False)[3])):
+        best = tune.measure_strategies(problem, device, clock)
+        assert (best["strategy"], best["config"]) == fastest
+        tuning_file.save("A100", {}, {choose.key_of(problem): best})
+        choose.choose.cache_clear()
+        plan = choose.choose(problem, gpus.gpu_of(device))
+        assert (plan.strategy, plan.config) == fastest
+    assert {strategy for strategy, _ in ran} == set(STRATEGIES)
     assert len(set(ran)) == 2 + 5 + 2 + 4 + 2, (
-        "two ways without tiles, five tiles of one and four of the other, persistent"
+        "two strategies without tiles, five tiles of one and four of the other, persistent"
     )
-    cost.choose.cache_clear()
+    choose.choose.cache_clear()
     tuning_file.load.cache_clear()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cora_kernels.backends import extension
 from cora_kernels.operands import Operands
+from cora_kernels.planning import choose
 from cora_kernels.segments import Segments
 
 try:
@@ -21,7 +22,7 @@ except ImportError as error:
 else:
     _missing = None
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = choose.DTYPES["triton"]
 _OLDEST = (8, 0)
 
 
@@ -121,4 +122,4 @@ def shrink_outer(
 # torch.compile calls operators: it then traces no launcher, whose choices depend on sizes, and compiles nothing again
 # when only a size changes.
 if _missing is None:
-    extension.define_ops("triton", sys.modules[__name__])
+    extension.define_ops("triton", sys.modules[__name__], extension.OPS)
