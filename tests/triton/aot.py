@@ -25,8 +25,8 @@ from cora_kernels.backends.triton.expand import expand
 from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
 from cora_kernels.backends.triton.outer import outer
 from cora_kernels.backends.triton.planes import sum_planes
-from cora_kernels.backends.triton.shrink import shrink, shrink_fwd_kernel
-from cora_kernels.backends.triton.shrink_outer import shrink_outer, shrink_outer_bwd_kernel
+from cora_kernels.backends.triton.shrink import shrink, shrink_kernel
+from cora_kernels.backends.triton.shrink_outer import shrink_outer, shrink_outer_kernel
 from cora_kernels.planning.tile_sizes import gemm_configs, outer_config, shrink_config, shrink_outer_config
 from cora_kernels.segments import Segments
 
@@ -136,7 +136,7 @@ def launches(arch: str) -> Iterator[tuple[str, Launch]]:
                 config = shrink_config(arch, dtype, rows)
                 for rank in (16, 64):
                     shrink([x], [_meta(8, K, rank, dtype=dtype)], 1.0, packed, config)
-                    launch = [launch for launch in found if launch.kernel is shrink_fwd_kernel][-1]
+                    launch = [launch for launch in found if launch.kernel is shrink_kernel][-1]
                     yield f"shrink {name} {config.BM}x{config.BK} rank {rank}", launch
             for rank in (16, 64):
                 config = outer_config(arch, dtype, rank)
@@ -145,7 +145,7 @@ def launches(arch: str) -> Iterator[tuple[str, Launch]]:
             config = shrink_outer_config(arch, dtype)
             for rank in (16, 32):
                 shrink_outer(x, _meta(8, rank, K, dtype=dtype), _meta(8 * T, rank), 1.0, packed, dtype, config)
-                launch = [launch for launch in found if launch.kernel is shrink_outer_bwd_kernel][-1]
+                launch = [launch for launch in found if launch.kernel is shrink_outer_kernel][-1]
                 yield f"shrink_outer {name} {config.BM}x{config.BP} rank {rank}", launch
             expand(s, a.transpose(1, 2), packed, x)
             yield f"expand {name}", found[-1]
