@@ -4,7 +4,6 @@ Usable where the extension `_C` was built with nvcc beside a CUDA build of torch
 between one pass, two kernels and decode; csrc/cuda/ops.cpp runs what it is told.
 """
 
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -64,6 +63,10 @@ def shrink(x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments) ->
 def forward(x: Tensor, operands: Operands, s: Sequence[Tensor] | None = None) -> tuple[list[Tensor], list[Tensor]]:
     if torch.compiler.is_compiling():
         return extension.forward(torch.ops.cora_kernels.cuda_planned_forward, x, operands, s)
+    return _forward(x, operands, s)
+
+
+def _forward(x: Tensor, operands: Operands, s: Sequence[Tensor] | None) -> tuple[list[Tensor], list[Tensor]]:
     chosen = [
         _strategy(x, weight.t(), operands.lora_as[operands.a_of(j)], b, operands, s is not None or operands.a_of(j) < j)
         for j, (weight, b) in enumerate(zip(operands.weights, operands.lora_bs, strict=True))
@@ -77,6 +80,12 @@ def backward_input(
     if torch.compiler.is_compiling():
         op = torch.ops.cora_kernels.cuda_planned_backward_input
         return extension.backward_input(op, gs, operands, need_dx, ds)
+    return _backward_input(gs, operands, need_dx, ds)
+
+
+def _backward_input(
+    gs: Sequence[Tensor], operands: Operands, need_dx: bool, ds: Sequence[Tensor] | None
+) -> tuple[Tensor | None, list[Tensor]]:
     chosen, summed = [], len(operands.lora_as) < len(gs)
     for j, a in enumerate(operands.lora_as if need_dx else ()):
         factors = operands.lora_bs[j].transpose(-1, -2), a.transpose(-1, -2)
@@ -115,4 +124,4 @@ def _strategy(
 if _missing is None:
     extension.register_fakes("cuda")
 # torch.compile calls these, whose choices depend on sizes: it compiles nothing again when only a size changes.
-extension.define_ops("cuda_planned", sys.modules[__name__], ("forward", "backward_input"))
+extension.define_ops("cuda_planned", {"forward": _forward, "backward_input": _backward_input})

@@ -3,9 +3,8 @@
 The ops of every backend take the same arguments in the same order: see `csrc/bindings.cpp`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -103,13 +102,13 @@ def _scaling(scaling: float | Tensor) -> tuple[Tensor | None, float]:
     return None, scaling
 
 
-def register_fakes(prefix: str, names: Sequence[str] = OPS, library: torch.library.Library | None = None) -> None:
+def register_fakes(prefix: str, names: Iterable[str] = OPS, library: torch.library.Library | None = None) -> None:
     """What the ops `{prefix}_{name}` return, without data."""
     for name in names:
         torch.library.register_fake(f"cora_kernels::{prefix}_{name}", _FAKES[name], lib=library)
 
 
-def define_ops(prefix: str, backend: ModuleType, names: Sequence[str]) -> None:
+def define_ops(prefix: str, calls: Mapping[str, Callable[..., Any]]) -> None:
     """Registers functions of a backend as ops `{prefix}_{name}`: for choices that torch.compile must not trace.
 
     A scaling that torch.compile has made a tensor arrives as one without dimensions, on the CPU: to read it is no wait.
@@ -125,27 +124,27 @@ def define_ops(prefix: str, backend: ModuleType, names: Sequence[str]) -> None:
 
     def shrink(x: Tensor, *call: Any) -> Tensor:
         a, scales, scaling, cu_seqlens, batch = call
-        return backend.shrink(x, a, scaling_of(scales, scaling), segments_of(x, cu_seqlens, batch))
+        return calls["shrink"](x, a, scaling_of(scales, scaling), segments_of(x, cu_seqlens, batch))
 
     def forward(x: Tensor, *call: Any) -> list[Tensor]:
         weights, lora_as, lora_bs, biases, scales, scaling, cu_seqlens, batch, s = call
         segments = segments_of(x, cu_seqlens, batch)
         operands = Operands(weights, lora_as, lora_bs, biases, scaling_of(scales, scaling), segments)
-        ys, ss = backend.forward(x, operands, s or None)
+        ys, ss = calls["forward"](x, operands, s or None)
         return ys if s else ys + ss
 
     def backward_input(gs: list[Tensor], *call: Any) -> list[Tensor]:
         weights, lora_as, lora_bs, scales, scaling, cu_seqlens, batch, n_a, ds = call
         segments = segments_of(gs[0], cu_seqlens, batch)
         operands = Operands(weights, lora_as or [None] * n_a, lora_bs, [], scaling_of(scales, scaling), segments)
-        dx, dss = backend.backward_input(gs, operands, len(weights) > 0, ds or None)
+        dx, dss = calls["backward_input"](gs, operands, len(weights) > 0, ds or None)
         return ([dx] if weights else []) + ([] if ds else dss)
 
     def outer(u: Tensor, *call: Any) -> Tensor:
         v, cu_seqlens, batch, per_sample, dtype = call
-        return backend.outer(u, v, segments_of(u, cu_seqlens, batch), per_sample, dtype)
+        return calls["outer"](u, v, segments_of(u, cu_seqlens, batch), per_sample, dtype)
 
-    for schema, call in (
+    for schema, op in (
         (f"shrink(Tensor x, Tensor a, {shared}) -> Tensor", shrink),
         (
             "forward(Tensor x, Tensor[] weights, Tensor[] lora_as, Tensor[] lora_bs, Tensor?[] biases, "
@@ -162,10 +161,10 @@ def define_ops(prefix: str, backend: ModuleType, names: Sequence[str]) -> None:
             outer,
         ),
     ):
-        if call.__name__ in names:
+        if op.__name__ in calls:
             _LIBRARY.define(f"{prefix}_{schema}")
-            _LIBRARY.impl(f"{prefix}_{call.__name__}", call, "CompositeExplicitAutograd")
-    register_fakes(prefix, names, _LIBRARY)
+            _LIBRARY.impl(f"{prefix}_{op.__name__}", op, "CompositeExplicitAutograd")
+    register_fakes(prefix, calls, _LIBRARY)
 
 
 def _fake_shrink(x: Tensor, a: Tensor, *_: object) -> Tensor:

@@ -1,6 +1,5 @@
 """The backend "triton": on NVIDIA and AMD GPUs, and on CPU tensors where kernels are interpreted or simulated."""
 
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -122,4 +121,12 @@ def shrink_outer(
 # torch.compile calls operators: it then traces no launcher, whose choices depend on sizes, and compiles nothing again
 # when only a size changes.
 if _missing is None:
-    extension.define_ops("triton", sys.modules[__name__], extension.OPS)
+    extension.define_ops(
+        "triton",
+        {
+            "shrink": lambda x, a, scaling, segments: strategies.shrink([x], [a], scaling, segments),
+            "forward": strategies.forward,
+            "backward_input": strategies.backward_input,
+            "outer": strategies.outer,
+        },
+    )
