@@ -21,7 +21,7 @@ from bench.contestants import CONTESTANTS, Contestant, Unsupported
 from bench.endtoend import CONTESTANTS as MODELS
 from bench.endtoend import Setting
 from bench.harness import with_backward, without_factors
-from cora_kernels.native import clear_weight_packs
+from cora_kernels.backends.weight_packs import clear_weight_packs
 from cora_kernels.testing import make_inputs
 
 LAYER, BATCHES, LENGTH, RANK = "Llama-3.2-1B q", (1, 4, 16, 64), 128, 16

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from bench.contestants import CONTESTANTS
 from bench.table import Row, linears
 from cora_kernels import explain
-from cora_kernels.cost import GPUS
+from cora_kernels.planning.gpus import GPUS
 
 _CARD, _INK = "#f6f7f8", "#20262c"
 _PEERS = ["#8a6d3b", "#b5651d", "#7a8b99", "#a05fa0", "#c2a21a", "#d1495b", "#5f7f5f", "#3f6f9f", "#9c7c6c", "#4f9f9f"]

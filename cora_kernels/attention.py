@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cora_kernels import dispatch, native
+from cora_kernels import dispatch
 from cora_kernels.autograd import autocasts
+from cora_kernels.backends import cpu
 from cora_kernels.checks import check_cu_seqlens, kind_of
 from cora_kernels.segments import spans
 
@@ -55,14 +56,14 @@ def attention_not_supported_reason(dtype: torch.dtype, device: torch.device) -> 
         return f"the kernel runs on the CPU, the tensors are on {device}"
     if dtype == torch.float64:
         return "the kernel has no float64"
-    return native.availability()
+    return cpu.availability()
 
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
         q, k, v = (_unit_stride(t) for t in (q, k, v))
-        out, sums = native.attention(q, k, v, cu_seqlens, scale)
+        out, sums = cpu.attention(q, k, v, cu_seqlens, scale)
         ctx.save_for_backward(q, k, v, sums, cu_seqlens)
         ctx.scale = scale
         return out
@@ -71,7 +72,7 @@ class _PackedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, sums, cu_seqlens = ctx.saved_tensors
-        return *native.attention_backward(_unit_stride(g), q, k, v, sums, cu_seqlens, ctx.scale), None, None
+        return *cpu.attention_backward(_unit_stride(g), q, k, v, sums, cu_seqlens, ctx.scale), None, None
 
 
 def _of_sample(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

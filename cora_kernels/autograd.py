@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cora_kernels.operands import Operands
 from cora_kernels.segments import Segments
 
 
@@ -24,16 +25,16 @@ class LoraLinearGroup(torch.autograd.Function):
         ctx: Any, kernels: ModuleType, n: int, n_a: int, segments: Segments, scaling: Any, x: Tensor, *tensors: Any
     ) -> tuple[Tensor, ...]:
         weights, lora_as, lora_bs, biases = _unflatten(tensors, n, n_a)
+        operands = Operands(weights, lora_as, lora_bs, biases, scaling, segments)
         needs_scaling, needs_x = ctx.needs_input_grad[4:6]
         _, needs_as, needs_bs, _ = _unflatten(ctx.needs_input_grad[6:], n, n_a)
 
         if needs_scaling:
             rows = as_rows(x)
             kept = [kernels.shrink(rows, a, 1.0, segments) for a in lora_as]
-            ready = _scale(kept, scaling, segments)
-            ys, _ = run(kernels, segments, scaling, x, weights, lora_as, lora_bs, biases, ready)
+            ys, _ = run(kernels, x, operands, _scale(kept, scaling, segments))
         else:
-            ys, kept = run(kernels, segments, scaling, x, weights, lora_as, lora_bs, biases)
+            ys, kept = run(kernels, x, operands)
 
         nothing = [None] * n
         ctx.save_for_backward(
@@ -67,26 +68,27 @@ def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     scaling = ctx.scaling if scaling is None else scaling
     gs = [as_rows(g) for g in grads]
     weights = [_cast(weight, gs[0].dtype) for weight in weights]
+    operands = Operands(weights, lora_as, lora_bs, [None] * n, scaling, segments)
 
     dx = d_scaling = None
     dbs: list[Any] | None = None
     dss: list[Any] = [None] * ctx.n_a
     if needs_scaling:
         each = [kernels.shrink(g, b.transpose(-1, -2), 1.0, segments) for g, b in zip(gs, lora_bs, strict=True)]
-        unscaled = each if len(ss) == n else [sum(each[1:], each[0])]
+        unscaled = operands.of_each_a(each)
         d_scaling = _d_scaling(kernels, ss, unscaled, segments).to(scaling.dtype)
         ss, dss = _scale(ss, scaling, segments), _scale(unscaled, scaling, segments)
         if needs_x:
-            dx, _ = kernels.backward_input(gs, weights, lora_as, lora_bs, scaling, segments, True, dss)
+            dx, _ = kernels.backward_input(gs, operands, True, dss)
     elif needs_x or any(needs_as):
-        fused = _shrink_outer(ctx, gs, lora_bs, ss, scaling, weights[0].shape[1] if needs_x else None)
+        fused = _shrink_outer(ctx, gs, operands, ss, needs_x)
         if fused is None:
-            dx, dss = kernels.backward_input(gs, weights, lora_as, lora_bs, scaling, segments, needs_x)
+            dx, dss = kernels.backward_input(gs, operands, needs_x)
         else:
             (*dss, db) = fused
             dbs = [db]
             if needs_x:
-                dx, _ = kernels.backward_input(gs, weights, lora_as, lora_bs, scaling, segments, True, dss)
+                dx, _ = kernels.backward_input(gs, operands, True, dss)
 
     rows = None if x is None else as_rows(x)
     das = [
@@ -95,7 +97,7 @@ def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     ]
     if dbs is None:
         dbs = [
-            kernels.outer(ss[j % len(ss)], gs[j], segments, per_sample, dtype) if needs_bs[j] else None
+            kernels.outer(ss[operands.a_of(j)], gs[j], segments, per_sample, dtype) if needs_bs[j] else None
             for j, (per_sample, dtype) in enumerate(ctx.bs_like)
         ]
     d_biases = [
@@ -107,31 +109,24 @@ def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
 
 
 def _shrink_outer(
-    ctx: Any, gs: Sequence[Tensor], lora_bs: Sequence[Tensor], ss: Sequence[Tensor], scaling: Any, width: int | None
+    ctx: Any, gs: Sequence[Tensor], operands: Operands, ss: Sequence[Tensor], need_dx: bool
 ) -> tuple[Tensor, Tensor] | None:
     """dS and dB of a single linear from one read of g, by a backend that can and where it pays; or None."""
     kernel = getattr(ctx.kernels, "shrink_outer", None)
     if kernel is None or ctx.n > 1 or not ctx.needs_input_grad[8]:
         return None
-    return kernel(gs[0], lora_bs[0], ss[0], scaling, ctx.segments, width, ctx.bs_like[0][1])
+    return kernel(gs[0], operands, ss[0], need_dx, ctx.bs_like[0][1])
 
 
 def run(
-    kernels: ModuleType,
-    segments: Segments,
-    scaling: float | Tensor,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    lora_as: Sequence[Tensor],
-    lora_bs: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    s: Sequence[Tensor] | None = None,
+    kernels: ModuleType, x: Tensor, operands: Operands, s: Sequence[Tensor] | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The backend's forward on x as the caller has it: each y shaped like x, and S."""
+    weights, lora_as, lora_bs, biases, scaling, segments = operands
     dtype, shape = x.dtype, x.shape[:-1]
     weights = [_cast(weight, dtype) for weight in weights]
     biases = [_cast(bias, dtype) for bias in biases]
-    ys, ss = kernels.forward(as_rows(x), weights, lora_as, lora_bs, biases, scaling, segments, s)
+    ys, ss = kernels.forward(as_rows(x), Operands(weights, lora_as, lora_bs, biases, scaling, segments), s)
     # No view: autograd would refuse what F.linear allows, to change the result in place.
     return [torch.ops.aten._unsafe_view(y, (*shape, y.shape[1])) for y in ys], ss
 
@@ -154,9 +149,8 @@ def as_rows(t: Tensor) -> Tensor:
 
 
 def _cast(t: Any, dtype: torch.dtype) -> Any:
-    return (
-        t if t is None or t.dtype == dtype else t.to(dtype)
-    )  # t.to alone costs a microsecond even where it does nothing
+    # t.to alone costs a microsecond even where it does nothing.
+    return t if t is None or t.dtype == dtype else t.to(dtype)
 
 
 def _unflatten(items: Sequence[Any], n: int, n_a: int) -> tuple[list[Any], ...]:

@@ -1,43 +1,43 @@
 """Which backend serves a call: the ordered table, the reasons against each, the user's choice."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from cora_kernels import native
-from cora_kernels.segments import Segments
+from cora_kernels.backends import cpu
+from cora_kernels.operands import Operands
 
 
 # Import statements, one function each: the backends that import more than torch, or seldom serve, load on first use,
 # and torch.compile traces no other way to import.
 def _reference() -> ModuleType:
-    from cora_kernels import reference
+    from cora_kernels.backends import reference
 
     return reference
 
 
 def _chain() -> ModuleType:
-    from cora_kernels import chain
+    from cora_kernels.backends import chain
 
     return chain
 
 
-def _native() -> ModuleType:
-    return native
+def _cpu() -> ModuleType:
+    return cpu
 
 
 def _triton() -> ModuleType:
-    from cora_kernels.triton import backend
+    from cora_kernels.backends.triton import backend
 
     return backend
 
 
 def _cuda() -> ModuleType:
-    from cora_kernels import cuda
+    from cora_kernels.backends import cuda
 
     return cuda
 
@@ -46,7 +46,7 @@ def _cuda() -> ModuleType:
 # By the cost rule Triton's GEMM leads the CUDA C++ one: by 3 % on sm_80, as its largest tile has twice the area, and by
 # more on Hopper, as it has wgmma. So "cuda" serves where Triton is not there or cannot serve.
 _BACKENDS: dict[str, tuple[Callable[[], ModuleType], tuple[str, ...] | None]] = {
-    "cpu": (_native, ("cpu",)),
+    "cpu": (_cpu, ("cpu",)),
     "triton": (_triton, ("cuda",)),
     "cuda": (_cuda, ("cuda",)),
     "chain": (_chain, None),
@@ -83,9 +83,9 @@ def backends() -> dict[str, str | None]:
     return {name: load().availability() for name, (load, _) in _BACKENDS.items()}
 
 
-def plain_group(name: str | None, *call: object) -> tuple[Tensor, ...] | None:
-    """What "cpu" makes of a call that needs neither checks nor a choice; or None: `native.plain_group`."""
-    return native.plain_group(*call) if asked(name) in (None, "cpu") and not torch.compiler.is_compiling() else None
+def fast_path(name: str | None, *call: object) -> tuple[Tensor, ...] | None:
+    """What "cpu" makes of a call that needs neither checks nor a choice; or None: `cpu.fast_path`."""
+    return cpu.fast_path(*call) if asked(name) in (None, "cpu") and not torch.compiler.is_compiling() else None
 
 
 def asked(name: str | None) -> str | None:
@@ -93,20 +93,23 @@ def asked(name: str | None) -> str | None:
     return _choice.name if name is None else name
 
 
-def select(
-    name: str | None,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    lora_as: Sequence[Tensor],
-    lora_bs: Sequence[Tensor],
-    segments: Segments,
-) -> ModuleType:
+def gpu_backend(name: str | None) -> str:
+    """Of the backends for GPUs the one named, or that of `use_backend`, or the first that is usable, or the first."""
+    asked_for, names = asked(name), [name for name, (_, devices) in _BACKENDS.items() if devices == ("cuda",)]
+    if asked_for in names:
+        return str(asked_for)
+    if name is not None:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, names))}, got {name!r}")
+    return next((name for name in names if _BACKENDS[name][0]().availability() is None), names[0])
+
+
+def select(name: str | None, x: Tensor, operands: Operands) -> ModuleType:
     """The backend that serves this call: the one asked for (an error says why it cannot), else the first that can."""
     name = asked(name)
     if name is not None:
         _check_name(name)
         backend = _BACKENDS[name][0]()
-        reasons = _reasons(backend, x, weights, lora_as, lora_bs, segments)
+        reasons = _reasons(backend, x, operands)
         if reasons:
             raise ValueError(f"backend {name!r} cannot serve this call: {'; '.join(reasons)}")
         return backend
@@ -114,14 +117,14 @@ def select(
     for load, devices in _BACKENDS.values():
         if devices is None or device in devices:
             backend = load()
-            if not _reasons(backend, x, weights, lora_as, lora_bs, segments):
+            if not _reasons(backend, x, operands):
                 return backend
     raise AssertionError("the chain serves every call")
 
 
-def _reasons(backend: ModuleType, *call: object) -> list[str]:
+def _reasons(backend: ModuleType, x: Tensor, operands: Operands) -> list[str]:
     unavailable = backend.availability()
-    return backend.not_supported_reasons(*call) if unavailable is None else [unavailable]
+    return backend.not_supported_reasons(x, operands) if unavailable is None else [unavailable]
 
 
 def _check_name(name: str | None) -> None:

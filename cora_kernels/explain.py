@@ -5,22 +5,12 @@ from typing import NamedTuple, cast
 
 import torch
 
-from cora_kernels.cost import (
-    GPUS,
-    Gpu,
-    Launch,
-    Problem,
-    choose,
-    floor,
-    fuses,
-    gpu_of,
-    outer_launch,
-    shrink_outer_launch,
-)
-from cora_kernels.triton.configs import SHRINK_OUTER_RANK
+from cora_kernels import dispatch
+from cora_kernels.planning.choose import DTYPES, choose, fuses
+from cora_kernels.planning.cost import Launch, Problem, floor, outer_launch, shrink_outer_launch
+from cora_kernels.planning.gpus import GPUS, Gpu, gpu_of
 
 Shape = tuple[int, int, int, int, int]
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Step(NamedTuple):
@@ -28,7 +18,7 @@ class Step(NamedTuple):
 
     shape: Shape
     product: str
-    way: str
+    strategy: str
     kernels: tuple[str, ...]
     bytes: int
     operations: int
@@ -38,10 +28,14 @@ class Step(NamedTuple):
 
 class Explanation(NamedTuple):
     gpu: str
+    backend: str
     steps: tuple[Step, ...]
 
     def __str__(self) -> str:
-        lines = [self.gpu, f"{'B x T, K -> N, r':<32}{'':4}{'MB':>9}{'GFLOP':>10}{'us':>9}{'floor':>9}  kernels"]
+        lines = [
+            f"{self.gpu}, backend {self.backend}",
+            f"{'B x T, K -> N, r':<32}{'':4}{'MB':>9}{'GFLOP':>10}{'us':>9}{'floor':>9}  kernels",
+        ]
         for step in self.steps:
             B, T, K, N, r = step.shape
             cost = (
@@ -58,42 +52,48 @@ def explain(
     dtype: torch.dtype = torch.bfloat16,
     sample_a: bool = True,
     sample_b: bool = False,
+    backend: str | None = None,
 ) -> Explanation:
-    """Which way each product of y = x·Wᵀ + s·(x·A)·B and its backward would go on a GPU, and its predicted cost.
+    """Which kernels run each product of y = x·Wᵀ + s·(x·A)·B and its backward on a GPU, and their predicted cost.
 
     shapes: (B, T, K, N, r), or several; x [B, T, K], y [B, T, N], A of each sample or shared, B likewise.
     device: a CUDA or ROCm device, with what `python -m cora_kernels.tune` measured on it, or the name of a GPU that
     need not be there: A100, L40S, RTX 4090, H100, H200, B200, MI300X.
+    backend: "triton" or "cuda"; None takes that of `use_backend`, else the one that serves calls on a GPU here, else,
+    where there is none, the preferred one, "triton".
     Bytes are those of DRAM, each operand of a kernel once; times are the model's. The result prints as a table.
 
-    Raises ValueError for a device that is neither, for shapes that are not five positive integers, and for a dtype that
-    is not float32, bfloat16 or float16.
+    Raises ValueError for a device that is neither, for shapes that are not five positive integers, for a dtype that the
+    backend does not serve, and for another backend or one that has no kernels for the GPU.
     """
     gpu = _gpu(device)
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype!r}")
+    name = dispatch.gpu_backend(backend)
+    if name == "cuda" and gpu.arch.startswith("gfx"):
+        raise ValueError(f"backend must be 'triton' on {gpu.name}, got 'cuda', whose kernels are for NVIDIA GPUs")
+    if dtype not in DTYPES[name]:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES[name]))}, got {dtype!r}")
     nested = isinstance(shapes, Sequence) and len(shapes) > 0 and isinstance(shapes[0], Sequence)
     several = cast(Sequence[Shape], shapes if nested else [shapes])
-    return Explanation(
-        gpu.name, tuple(step for shape in several for step in _steps(shape, gpu, dtype, sample_a, sample_b))
-    )
+    steps = (step for shape in several for step in _steps(shape, gpu, name, dtype, sample_a, sample_b))
+    return Explanation(gpu.name, name, tuple(steps))
 
 
-def _steps(shape: Shape, gpu: Gpu, dtype: torch.dtype, sample_a: bool, sample_b: bool) -> Iterator[Step]:
+def _steps(shape: Shape, gpu: Gpu, backend: str, dtype: torch.dtype, sample_a: bool, sample_b: bool) -> Iterator[Step]:
     if not isinstance(shape, Sequence) or len(shape) != 5 or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(f"shapes must be (B, T, K, N, r), five positive integers, got {shape!r}")
     B, T, K, N, r = shape
     forward = Problem(B * T, K, N, r, B, T, dtype, sample_a, sample_b)
     backward = Problem(B * T, N, K, r, B, T, dtype, sample_b, sample_a)
-    fused = r <= SHRINK_OUTER_RANK and fuses(backward, gpu)
+    fused = fuses(backward, gpu, backend)
     for product, problem in (("y", forward), ("dx", backward._replace(s_given=fused))):
-        plan, least = choose(problem, gpu), floor(problem, gpu).seconds
+        plan, least = choose(problem, gpu, backend), floor(problem, gpu).seconds
         kernels = tuple(map(_label, plan.launches))
-        yield Step(shape, product, plan.way, kernels, plan.bytes, plan.operations, plan.seconds, least)
+        yield Step(shape, product, plan.strategy, kernels, plan.bytes, plan.operations, plan.seconds, least)
     launches = outer_launch(forward, gpu), shrink_outer_launch(backward, gpu) if fused else outer_launch(backward, gpu)
     for product, launch in zip(("dA", "dB"), launches, strict=True):
-        way = (launch.kernel,)
-        yield Step(shape, product, launch.kernel, way, launch.bytes, launch.operations, launch.seconds, 0.0)
+        yield Step(
+            shape, product, launch.kernel, (launch.kernel,), launch.bytes, launch.operations, launch.seconds, 0.0
+        )
 
 
 def _label(launch: Launch) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 from cora_kernels import dispatch
 from cora_kernels.autograd import LoraLinearGroup, autocasts, run, without_autocast
 from cora_kernels.checks import check_cu_seqlens, kind_of
+from cora_kernels.operands import Operands
 from cora_kernels.segments import Segments, spans
 
 _FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -92,23 +93,24 @@ def _group(
     grouped: bool,
 ) -> tuple[Tensor, ...]:
     if cu_seqlens is None:
-        ys = dispatch.plain_group(backend, x, weights, lora_as, lora_bs, biases, scaling)
+        ys = dispatch.fast_path(backend, x, weights, lora_as, lora_bs, biases, scaling)
         if ys is not None:
             return ys
     segments = _check_x(x, cu_seqlens)
     autocast = autocasts(x)
-    _check_operands(x, weights, lora_as, lora_bs, biases, segments.batch, autocast, grouped)
+    operands = Operands(weights, lora_as, lora_bs, biases, scaling, segments)
+    _check_operands(x, operands, autocast, grouped)
     _check_scaling(scaling, x, segments.batch)
     if autocast:
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    kernels = dispatch.select(backend, x, weights, lora_as, lora_bs, segments)
+    kernels = dispatch.select(backend, x, operands)
     with without_autocast(x) if autocast else nullcontext():
         if torch.is_grad_enabled():
             for t in (x, scaling, *lora_as, *lora_bs, *biases):
                 if isinstance(t, Tensor) and t.requires_grad:
                     tensors = (*weights, *lora_as, *lora_bs, *biases)
                     return LoraLinearGroup.apply(kernels, len(weights), len(lora_as), segments, scaling, x, *tensors)
-        return tuple(run(kernels, segments, scaling, x, weights, lora_as, lora_bs, biases)[0])
+        return tuple(run(kernels, x, operands)[0])
 
 
 def _check_sequences(weights: object, lora_a: object, lora_bs: object, biases: object) -> None:
@@ -141,17 +143,9 @@ def _check_x(x: Tensor, cu_seqlens: Tensor | None) -> Segments:
     return segments
 
 
-def _check_operands(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    lora_as: Sequence[Tensor],
-    lora_bs: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    batch: int,
-    autocast: bool,
-    grouped: bool,
-) -> None:
-    device, width = x.device, x.shape[-1]
+def _check_operands(x: Tensor, operands: Operands, autocast: bool, grouped: bool) -> None:
+    weights, lora_as, lora_bs, biases, _, segments = operands
+    device, width, batch = x.device, x.shape[-1], segments.batch
     base_dtypes = _FACTOR_DTYPES if autocast else (x.dtype,)
     factor_dtypes = (torch.float64,) if x.dtype == torch.float64 else _FACTOR_DTYPES
     for j, a in enumerate(lora_as):
@@ -172,7 +166,7 @@ def _check_operands(
                 "for them: call requires_grad_(False) on it or pass its detach(). To train it, use F.linear for x·Wᵀ"
             )
         _check_tensor(b, "lora_b", j, device, factor_dtypes, grouped)
-        n, rank = weight.shape[0], lora_as[j % len(lora_as)].shape[-1]
+        n, rank = weight.shape[0], lora_as[operands.a_of(j)].shape[-1]
         if b.dim() not in (2, 3) or b.shape[-2] != rank or b.shape[-1] != n or (b.dim() == 3 and b.shape[0] != batch):
             raise ValueError(
                 f"{_name('lora_b', j, grouped)} must be [{batch}, {rank}, {n}] or [{rank}, {n}] to suit x, lora_a and "

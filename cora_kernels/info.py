@@ -5,7 +5,7 @@ import platform
 
 import torch
 
-from cora_kernels import cuda
+from cora_kernels.backends import cuda
 from cora_kernels.dispatch import backends
 
 

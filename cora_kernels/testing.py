@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cora_kernels.functional import lora_linear, lora_linear_group
+from cora_kernels.operands import Operands
+from cora_kernels.segments import Segments
 
 # The error rule: a relative Frobenius error against float64 may be 1.25 times that of eager torch in the same dtype, or
 # anything under the floor of that dtype.
@@ -59,6 +61,11 @@ class Inputs:
     biases: tuple[Tensor | None, ...]
     scaling: float | Tensor
     cu_seqlens: Tensor | None
+
+    def operands(self) -> Operands:
+        """As the backends take them."""
+        segments = Segments.of(self.x, self.cu_seqlens)
+        return Operands(self.weights, self.lora_as, self.lora_bs, self.biases, self.scaling, segments)
 
     def leaves(self) -> dict[str, Tensor]:
         """The tensors that require grad, by name."""
@@ -194,6 +201,18 @@ def assert_by_rule(name: str, got: Tensor, exact: Tensor, eager: Tensor, dtype: 
     assert got.shape == exact.shape, f"{name}: shape {list(got.shape)}, expected {list(exact.shape)}"
     error, allowed = relative_error(got, exact), max(EAGER_FACTOR * relative_error(eager, exact), FLOORS[dtype])
     assert error <= allowed, f"{name}: relative error {error:.3g}, allowed {allowed:.3g}"
+
+
+def assert_samples_are_apart(inputs: Inputs, backend: str | None) -> None:
+    """NaN and inf in every other sample of x, A and B: outputs and gradients of the second stay what they are."""
+    clean = results(lambda i: call(i, backend), inputs)
+    with torch.no_grad():
+        for t, bad in ((inputs.x, "nan"), (inputs.lora_as[0], "inf"), (inputs.lora_bs[0], "nan")):
+            t[::2] = float(bad)
+    dirty = results(lambda i: call(i, backend), inputs)
+    for name in clean:
+        assert torch.equal(clean[name][1], dirty[name][1]), name
+        assert not dirty[name][::2].isfinite().any(), name
 
 
 def assert_correct(inputs: Inputs, backend: str | None) -> None:

@@ -1,4 +1,4 @@
-"""python -m cora_kernels.tune: times every way and tile on the GPU that is there, and keeps the fastest.
+"""python -m cora_kernels.tune: times every strategy and tile on the GPU that is there, and keeps the fastest.
 
 Also measures the rates of the cost rule, for problems that were not timed: the GPU's bandwidth, the vendor's GEMM, and
 the speed of ours over it.
@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from cora_kernels import cost, tuned
-from cora_kernels.cost import Problem
+from cora_kernels.operands import Operands
+from cora_kernels.planning import choose, gpus, tuning_file
+from cora_kernels.planning.cost import Problem
+from cora_kernels.planning.tile_sizes import GemmConfig, gemm_configs
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import GemmConfig, gemm_configs
 
 # (B, T) of training, of prompts, of decoding, and (K, N) of the linears of models of 0.1 to 8 billion parameters.
 ROWS = ((8, 1024), (16, 160), (32, 1))
@@ -32,12 +33,12 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def measure_rates(device: torch.device, timer: Timer = seconds) -> dict[str, float]:
-    """The rates of `cost.Gpu` on this device."""
-    from cora_kernels.triton.expand import expand
-    from cora_kernels.triton.lowrank_gemm import lowrank_gemm
+    """The rates of `gpus.Gpu` on this device."""
+    from cora_kernels.backends.triton.expand import expand
+    from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm
 
     n = 1024 if device.type == "cuda" else 32  # in units that keep an interpreted run short
-    gpu = cost.gpu_of(device)
+    gpu = gpus.gpu_of(device)
     x, w, y = (torch.randn(8 * n, 4 * n, dtype=torch.bfloat16, device=device) for _ in range(3))
     segments = Segments(1, 8 * n, 8 * n, None)
     s, b = torch.randn(8 * n, 16, device=device), torch.randn(16, 4 * n, dtype=torch.bfloat16, device=device)
@@ -59,28 +60,28 @@ def measure_rates(device: torch.device, timer: Timer = seconds) -> dict[str, flo
     }
 
 
-def measure_ways(problem: Problem, device: torch.device, timer: Timer = seconds) -> dict[str, Any]:
-    """The fastest way and tile of one problem: {"way", "config", "seconds"}."""
+def measure_strategies(problem: Problem, device: torch.device, timer: Timer = seconds) -> dict[str, Any]:
+    """The fastest strategy and tile of one problem: {"strategy", "config", "seconds"}."""
     run = _runner(problem, device)
-    found = [(timer(partial(run, way, config)), way, config) for way, config in _candidates(problem, device)]
-    fastest, way, config = min(found, key=lambda one: one[0])
-    return {"way": way, "config": config, "seconds": fastest}
+    found = [(timer(partial(run, *candidate)), *candidate) for candidate in _candidates(problem, device)]
+    fastest, strategy, config = min(found, key=lambda one: one[0])
+    return {"strategy": strategy, "config": config, "seconds": fastest}
 
 
 def _candidates(problem: Problem, device: torch.device) -> Iterator[tuple[str, GemmConfig | None]]:
-    arch = cost.gpu_of(device).arch
-    for plan in cost.plans(problem, cost.gpu_of(device)):
+    arch = gpus.gpu_of(device).arch
+    for plan in choose.plans(problem, gpus.gpu_of(device)):
         if plan.config is None:
-            yield plan.way, None
+            yield plan.strategy, None
             continue
-        tiles = gemm_configs(arch, problem.dtype, plan.way == "one_pass")
-        yield from ((plan.way, tile) for tile in tiles)
-        yield from ((plan.way, tile._replace(persistent=True)) for tile in tiles[:2])
+        tiles = gemm_configs(arch, problem.dtype, plan.strategy == "one_pass")
+        yield from ((plan.strategy, tile) for tile in tiles)
+        yield from ((plan.strategy, tile._replace(persistent=True)) for tile in tiles[:2])
 
 
 def _runner(problem: Problem, device: torch.device) -> Callable[[str, GemmConfig | None], object]:
-    """The problem with random operands: a function that runs it in a way with a tile."""
-    from cora_kernels.triton import paths
+    """The problem with random operands: a function that runs it by a strategy with a tile."""
+    from cora_kernels.backends.triton import strategies
 
     p = problem
 
@@ -91,10 +92,11 @@ def _runner(problem: Problem, device: torch.device) -> Callable[[str, GemmConfig
     a = tensor(*((p.samples,) if p.sample_a else ()), p.inputs, p.rank)
     b = tensor(*((p.samples,) if p.sample_b else ()), p.rank, p.outputs)
     segments = Segments(p.samples, p.rows, p.length, None)
-    s = [paths.shrink([x], [a], 1.0, segments)] if p.s_given else None
+    operands = Operands([w], [a], [b], [None], 1.0, segments)
+    s = [strategies.shrink([x], [a], 1.0, segments)] if p.s_given else None
 
-    def run(way: str, config: GemmConfig | None) -> object:
-        return paths.forward(x, [w], [a], [b], [None], 1.0, segments, s, way, config)
+    def run(strategy: str, config: GemmConfig | None) -> object:
+        return strategies.forward(x, operands, s, strategy, config)
 
     return run
 
@@ -111,7 +113,7 @@ def problems() -> Iterator[Problem]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m cora_kernels.tune",
-        description="Times every way and tile on the GPU that is there, and keeps the fastest.",
+        description="Times every strategy and tile on the GPU that is there, and keeps the fastest.",
     )
     parser.add_argument(
         "--shape",
@@ -127,14 +129,15 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     name = torch.cuda.get_device_properties(device).name
     rates = measure_rates(device)
-    tuned.save(name, rates, {})
-    cost.gpu_of.cache_clear()
+    tuning_file.save(name, rates, {})
+    gpus.gpu_of.cache_clear()
     print(f"{name}: " + ", ".join(f"{rate} {value:.3g}" for rate, value in rates.items()))
     for problem in _asked_for(options.shape) if options.shape else problems():
-        best = measure_ways(problem, device)
-        path = tuned.save(name, {}, {cost.key_of(problem): best})
+        best = measure_strategies(problem, device)
+        path = tuning_file.save(name, {}, {choose.key_of(problem): best})
         print(
-            f"{cost.key_of(problem)}: {best['way']} {best['config'] or ''} {best['seconds'] * 1e6:.1f} us", flush=True
+            f"{choose.key_of(problem)}: {best['strategy']} {best['config'] or ''} {best['seconds'] * 1e6:.1f} us",
+            flush=True,
         )
     print(f"kept in {path}")
 

@@ -1,4 +1,4 @@
-// The drivers: check, allocate, choose the way, launch.
+// The drivers: check, allocate, launch what the strategy asks for.
 #include "ops.h"
 
 #include <ATen/ops/empty.h>
@@ -75,10 +75,24 @@ Tensor empty_s(const Tensor& x, const Tensor& a) {
   return at::empty({x.size(0), a.size(-1)}, x.options().dtype(at::kFloat));
 }
 
+// Whether the kernels of the strategy can run the call: who chose it, cora_kernels/planning, knows the same limits.
+void check_strategy(const std::string& strategy, int64_t rank, int length, bool given, bool accumulate) {
+  if (strategy == "decode") {
+    TORCH_CHECK(length >= 1 && length <= kDecodeRows && rank <= kDecodeRank && !accumulate, "decode: expected samples of 1 to ",
+                kDecodeRows, " rows, a rank of at most ", kDecodeRank, " and no sum, got ", length, " rows (0: packed), rank ",
+                rank, accumulate ? " and a sum" : "");
+  } else if (strategy == "one_pass") {
+    TORCH_CHECK(!given && rank <= kOnePassRank, "one_pass: expected a rank of at most ", kOnePassRank,
+                " and no S, got rank ", rank, given ? " and S" : "");
+  } else {
+    TORCH_CHECK(strategy == "two_kernels", "strategy: expected one_pass, two_kernels or decode, got ", strategy);
+  }
+}
+
 // x·w + S·b + bias, added to y if it is defined. S = scaling · x·a is computed where s is not defined yet.
 // x [rows, depth], w [depth, cols], a [..., depth, rank], b [..., rank, cols].
 Tensor low_rank(const Call& call, const Tensor& x, const Tensor& w_, const Tensor& a, const Tensor& b,
-                const OptionalTensor& bias_, Tensor& s, Tensor y, double balance) {
+                const OptionalTensor& bias_, Tensor& s, Tensor y, const std::string& strategy) {
   const int64_t depth = x.size(1), cols = w_.size(1), rank = b.size(-2);
   check_rows("x", x, call.samples.rows, depth);
   check_matrix("weight", w_, depth, cols);
@@ -96,6 +110,7 @@ Tensor low_rank(const Call& call, const Tensor& x, const Tensor& w_, const Tenso
     if (reinterpret_cast<uintptr_t>(data_of(bias)) % 16) bias = bias.clone();
   }
   const bool accumulate = y.defined(), given = s.defined();
+  check_strategy(strategy, rank, call.samples.length, given, accumulate);
   if (!accumulate) y = at::empty({x.size(0), cols}, x.options());
   if (!given) s = empty_s(x, a);
   if (call.is_empty()) return y;
@@ -104,9 +119,7 @@ Tensor low_rank(const Call& call, const Tensor& x, const Tensor& w_, const Tenso
   float* const s_data = static_cast<float*>(data_of(s));
   const at::ScalarType dtype = x.scalar_type();
 
-  const bool own_factors = a.dim() == 3 || b.dim() == 3;
-  if (own_factors && !accumulate && call.samples.length >= 1 && call.samples.length <= kDecodeRows &&
-      rank <= kDecodeRank) {
+  if (strategy == "decode") {
     const Factor factor = given ? Factor{} : factor_of("the shrinking factor", a, dtype, false);
     check(run(
         Decode{matrix_of(rows), factor, factor_of("the expanding factor", b, dtype, false), bias_data, s_data,
@@ -115,8 +128,7 @@ Tensor low_rank(const Call& call, const Tensor& x, const Tensor& w_, const Tenso
     return y.addmm_(rows, w);
   }
 
-  constexpr int kColumns = 128;
-  const bool one_pass = !given && rank <= kOnePassRank && double(cols) * (rank <= 16 ? 16 : 32) / kColumns < balance;
+  const bool one_pass = strategy == "one_pass";
   if (!given && !one_pass) shrink_into(call, rows, a, s, false);
   const bool per_sample = b.dim() == 3 || (one_pass && (a.dim() == 3 || call.scaling.each));
   const Factor factor = one_pass ? factor_of("the shrinking factor", a, dtype, !transposed) : Factor{};
@@ -159,10 +171,11 @@ Tensor shrink(const Tensor& x, const Tensor& a, const OptionalTensor& scales, do
 
 std::vector<Tensor> forward(const Tensor& x, at::TensorList weights, at::TensorList lora_as, at::TensorList lora_bs,
                             const c10::List<OptionalTensor>& biases, const OptionalTensor& scales, double scaling,
-                            const OptionalTensor& cu_seqlens, int64_t batch, at::TensorList given, double balance) {
+                            const OptionalTensor& cu_seqlens, int64_t batch, at::TensorList given,
+                            const c10::List<std::string>& strategies) {
   const size_t n = weights.size();
   TORCH_CHECK(lora_bs.size() == n && biases.size() == n && (lora_as.size() == 1 || lora_as.size() == n) &&
-                  (given.empty() || given.size() == lora_as.size()),
+                  (given.empty() || given.size() == lora_as.size()) && strategies.size() == n,
               "the lists of a group must have one length");
   check_rows("x", x, x.size(0), x.size(1));
   const Call call(x, scales, scaling, cu_seqlens, batch);
@@ -172,7 +185,8 @@ std::vector<Tensor> forward(const Tensor& x, at::TensorList weights, at::TensorL
   for (size_t j = 0; j < n; ++j) {
     // S that one projection computed serves the others that share its A.
     const size_t i = lora_as.size() == 1 ? 0 : j;
-    out.push_back(low_rank(call, x, weights[j].t(), lora_as[i], lora_bs[j], biases.get(j), ss[i], {}, balance));
+    out.push_back(low_rank(call, x, weights[j].t(), lora_as[i], lora_bs[j], biases.get(j), ss[i], {},
+                           strategies.get(j)));
   }
   if (given.empty()) out.insert(out.end(), ss.begin(), ss.end());
   return out;
@@ -181,11 +195,12 @@ std::vector<Tensor> forward(const Tensor& x, at::TensorList weights, at::TensorL
 std::vector<Tensor> backward_input(at::TensorList gs, at::TensorList weights, at::TensorList lora_as,
                                    at::TensorList lora_bs, const OptionalTensor& scales, double scaling,
                                    const OptionalTensor& cu_seqlens, int64_t batch, int64_t n_a_, at::TensorList given,
-                                   double balance) {
+                                   const c10::List<std::string>& strategies) {
   const size_t n = gs.size(), n_a = size_t(n_a_);
   const bool need_dx = !weights.empty();
   TORCH_CHECK(n > 0 && (n_a == 1 || n_a == n) && lora_bs.size() == n && weights.size() == need_dx * n &&
-                  lora_as.size() == need_dx * n_a && (given.empty() || given.size() == n_a),
+                  lora_as.size() == need_dx * n_a && (given.empty() || given.size() == n_a) &&
+                  strategies.size() == need_dx * n_a,
               "the lists of a group must have one length");
   const Call call(gs[0], scales, scaling, cu_seqlens, batch);
   for (const Tensor& g : gs) {
@@ -209,7 +224,7 @@ std::vector<Tensor> backward_input(at::TensorList gs, at::TensorList weights, at
     Tensor dx;
     for (size_t i = 0; i < n_a; ++i) {
       dx = low_rank(call, gs[i], weights[i], lora_bs[i].transpose(-1, -2), lora_as[i].transpose(-1, -2), std::nullopt,
-                    dss[i], dx, balance);
+                    dss[i], dx, strategies.get(i));
     }
     for (size_t j = n_a; j < n; ++j)
       dx.addmm_(gs[j], weights[j]);

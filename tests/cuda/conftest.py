@@ -10,7 +10,8 @@ import pytest
 import simulator as simulation
 import torch
 
-from cora_kernels import cuda
+from cora_kernels.backends import cuda, extension
+from cora_kernels.planning import gpus
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +41,7 @@ def _simulator(ptxsim, compiled) -> simulation.Simulator:
     if cuda.architectures() is not None:
         pytest.skip("the extension was built with CUDA: its ops and the simulated ones have the same names")
     simulator = simulation.Simulator(ptxsim, compiled)
-    cuda._register_fakes()
+    extension.register_fakes("cuda")
     return simulator
 
 
@@ -54,10 +55,12 @@ def simulator(_simulator, monkeypatch) -> simulation.Simulator:
 
 @pytest.fixture
 def prefer(monkeypatch):
-    """One pass wherever the rank allows it, or two kernels: `_balance` is what the choice goes by."""
+    """One pass wherever the rank allows it, or two kernels: matrix rate over bandwidth is what the choice goes by."""
 
-    def force(way: str) -> None:
-        monkeypatch.setattr(cuda, "_balance", lambda device: {"one_pass": 1e9, "two_kernels": 0.0}[way])
+    def force(strategy: str) -> None:
+        balance = {"one_pass": 1e9, "two_kernels": 1e-9}[strategy]
+        gpu = gpus.GPUS["A100"]._replace(matrix=balance, bandwidth=1.0)
+        monkeypatch.setattr(gpus, "gpu_of", lambda device: gpu)
 
     return force
 

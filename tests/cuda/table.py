@@ -16,6 +16,7 @@ import simulator as simulation
 import torch
 from simulator import Simulator
 
+from cora_kernels.planning.tile_sizes import DECODE_LENGTH, ONE_PASS_RANK
 from cora_kernels.segments import Segments
 
 ARCHITECTURES = (80, 90)
@@ -38,28 +39,29 @@ def launched(simulator: Simulator, dtype: torch.dtype = torch.bfloat16) -> Itera
             x, w = torch.zeros(M, K, dtype=dtype), torch.zeros(N, K, dtype=dtype)
             a, b = torch.zeros(M // T, K, r, dtype=dtype), torch.zeros(M // T, r, N, dtype=dtype)
             segments = Segments(M // T, M, T, None)
-            for balance in (1e9, 0.0):  # one pass, two kernels
+            possible = ["decode"] if T <= DECODE_LENGTH else ["one_pass"] * (r <= ONE_PASS_RANK) + ["two_kernels"]
+            for strategy in possible:
                 for multiprocessors in (1, 108):
                     with simulator.recording(multiprocessors) as found:
-                        _run(x, w, a, b, segments, balance)
+                        _run(x, w, a, b, segments, strategy)
                     for kernel, _, threads, shared in found:
                         if kernel not in seen:
                             seen.add(kernel)
                             yield Launched(_label(kernel), kernel, threads, shared)
     for T in (1, 2, 4):
         with simulator.recording(108) as found:
-            _run(x[:T], w, a, b, Segments(1, T, T, None), 0.0)
+            _run(x[:T], w, a, b, Segments(1, T, T, None), "decode")
         for kernel, _, threads, shared in found:
             if kernel not in seen:
                 seen.add(kernel)
                 yield Launched(_label(kernel), kernel, threads, shared)
 
 
-def _run(x, w, a, b, segments, balance) -> None:
+def _run(x, w, a, b, segments, strategy) -> None:
     """Forward, backward and outer products, and the outer products that split their rows or have no wide side."""
     ops = torch.ops.cora_kernels
-    y, s = ops.cuda_forward(x, [w], [a], [b], [None], None, 1.0, None, segments.batch, [], balance)
-    ops.cuda_backward_input([y], [w], [a], [b], None, 1.0, None, segments.batch, 1, [], balance)
+    y, s = ops.cuda_forward(x, [w], [a], [b], [None], None, 1.0, None, segments.batch, [], [strategy])
+    ops.cuda_backward_input([y], [w], [a], [b], None, 1.0, None, segments.batch, 1, [], [strategy])
     ops.cuda_outer(x, s, None, segments.batch, True, torch.float32)
     ops.cuda_outer(s, s, None, segments.batch, True, torch.float32)
     ops.cuda_outer(x.new_zeros(4096, 8), s.new_zeros(4096, 1), None, 1, True, torch.float32)

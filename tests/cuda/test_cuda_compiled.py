@@ -95,11 +95,10 @@ def operands():
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["y", "dx"])
-@pytest.mark.parametrize("way", ["one_pass", "two_kernels"])
-def test_traffic_of_the_gemm(way, backward, operands, simulator):
+@pytest.mark.parametrize("strategy", ["one_pass", "two_kernels"])
+def test_traffic_of_the_gemm(strategy, backward, operands, simulator):
     """Each block its rows of x, its columns of W, A and B once, and y; no bank conflict."""
     x, w, a, b = operands
-    balance = {"one_pass": 1e9, "two_kernels": 0.0}[way]
     with simulator.running(multiprocessors=1) as launches:
         if backward:
             ops.cuda_backward_input(
@@ -113,17 +112,17 @@ def test_traffic_of_the_gemm(way, backward, operands, simulator):
                 M // T,
                 1,
                 [],
-                balance,
+                [strategy],
             )
         else:
-            ops.cuda_forward(x, [w], [a], [b], [None], None, 1.0, None, M // T, [], balance)
+            ops.cuda_forward(x, [w], [a], [b], [None], None, 1.0, None, M // T, [], [strategy])
     kernel, stats = launches[-1]
     assert kernel == "lowrank_gemm" and "Li128ELi128E" in stats.kernel
     per_block = 2 * (128 + 128) * K + 2 * r * 128 + 2 * 128 * 128
-    per_block += 2 * r * K if way == "one_pass" else 4 * 128 * r
-    s = 4 * M * r if way == "one_pass" else 0
+    per_block += 2 * r * K if strategy == "one_pass" else 4 * 128 * r
+    s = 4 * M * r if strategy == "one_pass" else 0
     assert moved(stats) <= 1.10 * (4 * per_block + s)
-    least = 2 * (M * K + N * K + r * N + M * N) + 4 * M * r + (2 * M // T * r * K if way == "one_pass" else 0)
+    least = 2 * (M * K + N * K + r * N + M * N) + 4 * M * r + (2 * M // T * r * K if strategy == "one_pass" else 0)
     assert touched(stats) <= 1.10 * least
     assert stats.shared_conflict_factor <= 1.02
 
@@ -163,7 +162,7 @@ def test_traffic_of_decode(simulator):
     x, a, b = (torch.randn(shape).bfloat16() for shape in ((batch, K), (batch, K, r), (batch, r, N)))
     w = torch.zeros(N, K).bfloat16()
     with simulator.running() as launches:
-        ops.cuda_forward(x, [w], [a], [b], [None], None, 1.0, None, batch, [], 0.0)
+        ops.cuda_forward(x, [w], [a], [b], [None], None, 1.0, None, batch, [], ["decode"])
     ((kernel, stats),) = launches
     pieces = 2
     assert kernel == "decode" and stats.ctas == batch * pieces

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from cora_kernels.operands import Operands
+from cora_kernels.planning import choose, gpus
 from cora_kernels.segments import Segments
-from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
+from cora_kernels.testing import Case, assert_correct, assert_samples_are_apart, call, make_inputs, results
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 # Samples of more than eight rows, or packed: one pass or two kernels, outer.
@@ -79,21 +81,21 @@ slow = pytest.mark.slow
 
 
 def every(cases, more, stride=1):
-    """Cases with a way and a number of multiprocessors each, so that every tile has its turn; the others if asked."""
+    """Cases with a strategy and a number of multiprocessors each: every tile has its turn; the others if asked."""
     drawn = [(case, ("one_pass", "two_kernels")[i % 2], (108, 1)[i // 2 % 2]) for i, case in enumerate(cases)]
     others = [
-        (case, way, count)
+        (case, strategy, count)
         for case in [*cases, *more]
-        for way in ("one_pass", "two_kernels")
+        for strategy in ("one_pass", "two_kernels")
         for count in (108, 1)
-        if (case, way, count) not in drawn
+        if (case, strategy, count) not in drawn
     ]
     return [*drawn, *(pytest.param(*other, marks=slow) for other in others[::stride])]
 
 
-@pytest.mark.parametrize(("case", "way", "multiprocessors"), every(SHAPES, MORE_SHAPES), ids=str)
-def test_shapes(case, way, multiprocessors, simulator, prefer, poison):
-    prefer(way)
+@pytest.mark.parametrize(("case", "strategy", "multiprocessors"), every(SHAPES, MORE_SHAPES), ids=str)
+def test_shapes(case, strategy, multiprocessors, simulator, prefer, poison):
+    prefer(strategy)
     with simulator.running(multiprocessors) as launches:
         assert_correct(make_inputs(replace(case, dtype=BF16)), "cuda")
     assert {"lowrank_gemm", "outer"} <= {kernel for kernel, _ in launches}
@@ -109,10 +111,12 @@ def test_decode(case, simulator, poison):
     assert "decode" in {kernel for kernel, _ in launches}
 
 
-@pytest.mark.parametrize(("way", "multiprocessors"), [pytest.param("one_pass", 108, marks=slow), ("two_kernels", 1)])
+@pytest.mark.parametrize(
+    ("strategy", "multiprocessors"), [pytest.param("one_pass", 108, marks=slow), ("two_kernels", 1)]
+)
 @pytest.mark.parametrize("factors", [None, pytest.param(FP32, marks=slow)], ids=str)
-def test_fp16(way, multiprocessors, factors, simulator, prefer):
-    prefer(way)
+def test_fp16(strategy, multiprocessors, factors, simulator, prefer):
+    prefer(strategy)
     case = Case(lengths=(21, 0, 30), k=40, n=(136,), r=6, dtype=FP16, factor_dtype=factors, sample_b=True)
     with simulator.running(multiprocessors):
         assert_correct(make_inputs(case), "cuda")
@@ -128,62 +132,58 @@ def test_any_order_of_warps(order, simulator, prefer):
         assert_correct(make_inputs(case), "cuda")
 
 
-@pytest.mark.parametrize("way", ["one_pass", "two_kernels", "decode"])
-def test_a_sample_does_not_see_its_neighbours(way, simulator, prefer):
+@pytest.mark.parametrize("strategy", ["one_pass", "two_kernels", "decode"])
+def test_a_sample_does_not_see_its_neighbours(strategy, simulator, prefer):
     """inf and NaN in every other sample, tiles that straddle: a sample's output and gradients stay what they are."""
-    if way != "decode":
-        prefer(way)
-    inputs = make_inputs(Case(batch=3, length=7 if way == "decode" else 11, sample_b=True, dtype=BF16))
+    if strategy != "decode":
+        prefer(strategy)
+    inputs = make_inputs(Case(batch=3, length=7 if strategy == "decode" else 11, sample_b=True, dtype=BF16))
     with simulator.running():
-        clean = results(lambda i: call(i, "cuda"), inputs)
-        with torch.no_grad():
-            for t, bad in ((inputs.x, "nan"), (inputs.lora_as[0], "inf"), (inputs.lora_bs[0], "nan")):
-                t[::2] = float(bad)
-        dirty = results(lambda i: call(i, "cuda"), inputs)
-    for name in clean:
-        assert torch.equal(clean[name][1], dirty[name][1]), name
-        assert not dirty[name][::2].isfinite().any(), name
+        assert_samples_are_apart(inputs, "cuda")
 
 
 @pytest.mark.parametrize(
-    "borders", [[0, 5, 5, 90], [-7, 30, 2, 20], [20, 10, 0, -1], [2**31 - 1, -(2**31), 7, 3]], ids=str
+    "boundaries", [[0, 5, 5, 90], [-7, 30, 2, 20], [20, 10, 0, -1], [2**31 - 1, -(2**31), 7, 3]], ids=str
 )
-def test_wrong_borders_stay_in_bounds(borders, simulator, prefer):
+def test_wrong_boundaries_stay_in_bounds(boundaries, simulator, prefer):
     """On a GPU nobody reads cu_seqlens back to check it: whatever it holds, nothing outside the tensors is touched."""
-    from cora_kernels import cuda
+    from cora_kernels.backends import cuda
 
     inputs = make_inputs(Case(lengths=(9, 8, 3), k=16, n=(24,), r=4, dtype=BF16, sample_b=True), requires_grad=False)
-    segments = Segments(3, 20, None, torch.tensor(borders, dtype=torch.int32))
-    operands = inputs.weights, inputs.lora_as, inputs.lora_bs
-    for way in ("one_pass", "two_kernels"):
-        prefer(way)
+    segments = Segments(3, 20, None, torch.tensor(boundaries, dtype=torch.int32))
+    operands = inputs.operands()._replace(segments=segments)
+    for strategy in ("one_pass", "two_kernels"):
+        prefer(strategy)
         with simulator.running():
-            (y,), (s,) = cuda.forward(inputs.x, *operands, inputs.biases, 1.0, segments)
-            cuda.backward_input([y], *operands, 1.0, segments, True)
+            (y,), (s,) = cuda.forward(inputs.x, operands)
+            cuda.backward_input([y], operands, True)
             cuda.outer(s, y, segments, True, torch.float32)
 
 
 def test_layouts(simulator, prefer):
     """Factors and weights as transposed views, gradients and S off their alignment: read in place, or copied."""
-    from cora_kernels import cuda
+    from cora_kernels.backends import cuda
 
     prefer("one_pass")
     inputs = make_inputs(Case(batch=2, length=20, k=40, n=(24,), r=8, sample_b=True, dtype=BF16))
     segments = Segments.of(inputs.x, None)
     x, weight, a, b = inputs.x.reshape(40, 40).detach(), *inputs.weights, *inputs.lora_as, *inputs.lora_bs
-    turned = [t.detach().transpose(-1, -2).contiguous().transpose(-1, -2) for t in (weight, a, b)]
+    operands = Operands([weight], [a], [b], [None], 0.5, segments)
+    turned = Operands(
+        *([t.detach().transpose(-1, -2).contiguous().transpose(-1, -2)] for t in (weight, a, b)), [None], 0.5, segments
+    )
     with simulator.running():
-        (y,), (s,) = cuda.forward(x, [weight], [a], [b], [None], 0.5, segments)
-        (y_turned,), _ = cuda.forward(x, turned[:1], turned[1:2], turned[2:], [None], 0.5, segments)
-        dx, (ds,) = cuda.backward_input([y], [weight], [a], [b], 0.5, segments, True)
+        (y,), (s,) = cuda.forward(x, operands)
+        (y_turned,), _ = cuda.forward(x, turned)
+        dx, (ds,) = cuda.backward_input([y], operands, True)
         shifted = torch.cat([y.new_zeros(40, 1), y], 1)[:, 1:]
-        dx_turned, _ = cuda.backward_input([shifted], turned[:1], turned[1:2], turned[2:], 0.5, segments, True)
+        dx_turned, _ = cuda.backward_input([shifted], turned, True)
     assert torch.equal(y, y_turned) and torch.equal(dx, dx_turned)
 
 
 def test_same_bits(simulator, prefer):
     """Whichever warp is first: also where rows are split into planes."""
-    from cora_kernels import cuda
+    from cora_kernels.backends import cuda
 
     prefer("two_kernels")
     inputs = make_inputs(Case(lengths=(10, 21), k=40, n=(24,), r=4, dtype=BF16))
@@ -211,12 +211,51 @@ def test_same_bits(simulator, prefer):
     ],
     ids=str,
 )
-def test_the_way_follows_the_rule(case, kernels, simulator):
+def test_the_strategy_follows_the_rule(case, kernels, simulator):
     """One pass while N·r / 128 is below the GPU's FLOP/s over bytes/s, an A100's here: 142."""
     inputs = make_inputs(replace(case, dtype=BF16), requires_grad=False)
     with simulator.recording(multiprocessors=108) as launches:
         call(inputs, "cuda")
     assert [re.search("lowrank_gemm|shrink|decode", name)[0] for name, *_ in launches] == kernels
+
+
+@pytest.mark.parametrize("case", [*SHAPES, *MORE_SHAPES, *DECODED], ids=str)
+@pytest.mark.parametrize("multiprocessors", [108, 4])
+def test_the_tile_planned_is_the_tile_launched(case, multiprocessors, simulator, monkeypatch):
+    """`explain` names the tile that csrc/cuda/lowrank_gemm.cu picks."""
+    gpu = gpus.GPUS["A100"]._replace(multiprocessors=multiprocessors)
+    monkeypatch.setattr(gpus, "gpu_of", lambda device: gpu)
+    inputs, planned = make_inputs(replace(case, dtype=BF16), requires_grad=False), []
+    rule = choose.choose
+
+    def recorded(*problem):
+        planned.append(rule(*problem))
+        return planned[-1]
+
+    monkeypatch.setattr(choose, "choose", recorded)
+    with simulator.recording(multiprocessors) as launches:
+        call(inputs, "cuda")
+    tiles = [re.findall(r"Li(\d+)E", name)[:3] for name, *_ in launches if "GemmTile" in name]
+    assert tiles == [[str(n) for n in plan.config[:3]] for plan in planned if plan.config]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "T", "r", "given", "message"),
+    [
+        ("one_pass", 16, 33, False, "one_pass: expected a rank of at most 32 and no S, got rank 33"),
+        ("one_pass", 16, 4, True, "one_pass: expected a rank of at most 32 and no S, got rank 4 and S"),
+        ("decode", 9, 4, False, "decode: expected samples of 1 to 8 rows, .* got 9 rows .0: packed., rank 4"),
+        ("decode", 8, 129, False, "decode: expected .* a rank of at most 128 .* got 8 rows .0: packed., rank 129"),
+        ("chain", 8, 4, False, "strategy: expected one_pass, two_kernels or decode, got chain"),
+    ],
+)
+def test_a_strategy_that_cannot_run_is_refused(strategy, T, r, given, message, simulator):
+    x, w = torch.zeros(2 * T, 16, dtype=BF16), torch.zeros(8, 16, dtype=BF16)
+    a, b = torch.zeros(2, 16, r, dtype=BF16), torch.zeros(r, 8, dtype=BF16)
+    s = [torch.zeros(2 * T, r)] * given
+    with simulator.recording(108) as launches, pytest.raises(RuntimeError, match=message):
+        torch.ops.cora_kernels.cuda_forward(x, [w], [a], [b], [None], None, 1.0, None, 2, s, [strategy])
+    assert launches == []
 
 
 def test_torch_compile(simulator):
@@ -241,9 +280,23 @@ def test_fakes_tell_what_the_ops_return(simulator):
     utilities = ("test_schema", "test_faketensor")
     calls = {
         "cuda_shrink": [(x, a, None, 1.0, None, 2)],
-        "cuda_forward": [(x, [weight], [a], [b], [None], None, 1.0, None, 2, given, 100.0) for given in ([], [s])],
+        "cuda_forward": [
+            (x, [weight], [a], [b], [None], None, 1.0, None, 2, given, ["two_kernels"]) for given in ([], [s])
+        ],
         "cuda_backward_input": [
-            ([x[:, :8].contiguous()], weights, [a] * len(weights), [b], None, 1.0, None, 2, 1, [], 100.0)
+            (
+                [x[:, :8].contiguous()],
+                weights,
+                [a] * len(weights),
+                [b],
+                None,
+                1.0,
+                None,
+                2,
+                1,
+                [],
+                ["one_pass"] * len(weights),
+            )
             for weights in ([], [weight])
         ],
         "cuda_outer": [(x, s, None, 2, per_sample, torch.float32) for per_sample in (False, True)],

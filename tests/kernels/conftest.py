@@ -7,7 +7,6 @@ import torch
 
 from cora_kernels import backends
 from cora_kernels.dispatch import select
-from cora_kernels.segments import Segments
 from cora_kernels.testing import Inputs
 
 _DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -46,9 +45,8 @@ def serves(backend) -> Callable[[Inputs], None]:
     """Skips the test, with the reasons, where the backend cannot serve these inputs."""
 
     def check(inputs: Inputs) -> None:
-        segments = Segments.of(inputs.x, inputs.cu_seqlens)
         try:
-            select(backend, inputs.x, inputs.weights, inputs.lora_as, inputs.lora_bs, segments)
+            select(backend, inputs.x, inputs.operands())
         except ValueError as error:
             pytest.skip(str(error))
 

@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cora_kernels import native, packed_attention, use_backend
+from cora_kernels import packed_attention, use_backend
+from cora_kernels.backends import cpu, extension
 from cora_kernels.testing import SHORT_NAMES, assert_by_rule
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
-ISAS = [] if native.availability() else native._C.cpu_isas()
-needs_kernel = pytest.mark.skipif(native.availability() is not None, reason=f"cpu: {native.availability()}")
+ISAS = [] if cpu.availability() else extension._C.cpu_isas()
+needs_kernel = pytest.mark.skipif(cpu.availability() is not None, reason=f"cpu: {cpu.availability()}")
 
 
 class Shape(NamedTuple):
@@ -51,8 +52,8 @@ def operands(shape: Shape, dtype: torch.dtype, scale: float = 1.0) -> Operands:
 def definition(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
     """The formula itself, with a mask, one sample after the other."""
     outs = [q[:0]]
-    borders = cu_seqlens.tolist()
-    for start, stop in zip(borders, borders[1:], strict=False):
+    boundaries = cu_seqlens.tolist()
+    for start, stop in zip(boundaries, boundaries[1:], strict=False):
         of_head = [t[start:stop].transpose(0, 1) for t in (q, k, v)]
         keys, values = (t.repeat_interleave(q.shape[1] // k.shape[1], 0) for t in of_head[1:])
         s = of_head[0] @ keys.transpose(1, 2) * q.shape[2] ** -0.5
@@ -86,9 +87,9 @@ def assert_correct(tensors: Operands) -> None:
 
 @pytest.fixture(params=ISAS)
 def isa(request):
-    native._C.set_cpu_isa(request.param)
+    extension._C.set_cpu_isa(request.param)
     yield request.param
-    native._C.set_cpu_isa(None)
+    extension._C.set_cpu_isa(None)
 
 
 @needs_kernel

@@ -7,23 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cora_kernels import lora_linear, lora_linear_group, native
+from cora_kernels import lora_linear, lora_linear_group
+from cora_kernels.backends import cpu
 from cora_kernels.dispatch import select
-from cora_kernels.segments import Segments
 from cora_kernels.testing import Case, Inputs, call, make_inputs, results
 
 PADDED, PACKED = Case(bias=True), Case(lengths=(4, 0, 9), sample_b=True, n=(40, 8))
-
-
-def _kernels(backend: str, inputs: Inputs):
-    return select(
-        backend,
-        inputs.x,
-        inputs.weights,
-        inputs.lora_as,
-        inputs.lora_bs,
-        Segments.of(inputs.x, inputs.cu_seqlens),
-    )
 
 
 @pytest.mark.parametrize("case", [PADDED, PACKED, replace(PADDED, tensor_scaling=True)], ids=str)
@@ -83,13 +72,13 @@ def test_saves_only_what_the_gradients_asked_for_need(backend, serves):
 def test_computes_only_the_gradients_asked_for(backend, serves, monkeypatch):
     inputs = make_inputs(Case(n=(40, 8), sample_b=True))
     serves(inputs)
-    monkeypatch.setattr(native, "plain_group", lambda *call: None)  # which is C++: tests/kernels/test_native.py
-    kernels, calls = _kernels(backend, inputs), []
+    monkeypatch.setattr(cpu, "fast_path", lambda *call: None)  # which is C++: tests/kernels/test_cpu.py
+    kernels, calls = select(backend, inputs.x, inputs.operands()), []
     for name in ("backward_input", "outer"):
         original = getattr(kernels, name)
 
         def counted(*args, _name=name, _original=original, **kwargs):
-            calls.append(_name if _name == "outer" else f"{_name}(dx={args[6]})")
+            calls.append(_name if _name == "outer" else f"{_name}(dx={args[2]})")
             return _original(*args, **kwargs)
 
         monkeypatch.setattr(kernels, name, counted)

@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from cora_kernels import use_backend
+from cora_kernels.backends import segment_products  # noqa: F401  registers the ops that opcheck is given
 from cora_kernels.testing import FLOORS, Case, call, make_inputs, relative_error, results
 
 
@@ -56,6 +57,24 @@ def test_batch_length_and_scaling_are_dynamic(case, backend, serves):
     assert graphs[0] == 1
     assert graphs[3] <= 4, f"one graph at first and one for each quantity that turns dynamic, got {graphs}"
     assert graphs[3:] == graphs[3:4] * 4, f"compiled again for a mere change of B, T or scaling: {graphs}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_second_call_adds_no_guard(case, backend, serves):
+    """The values guarded are those of the arguments, once: none is of what a call builds on its way."""
+    inputs = make_inputs(case)
+    serves(inputs)
+
+    def guards_of(calls):
+        torch._dynamo.reset()
+        found = []
+        compile_ = torch._dynamo.optimize("aot_eager", nopython=True, guard_export_fn=found.extend)
+        results(compile_(lambda inputs: [y for _ in range(calls) for y in call(inputs, backend)]), inputs)
+        named = [(guard.create_fn_name(), guard.name) for guard in found]
+        return sorted((kind, name) for kind, name in named if name.startswith("L[") and kind != "DUPLICATE_INPUT")
+
+    once, twice = guards_of(1), guards_of(2)
+    assert ("TENSOR_MATCH", "L['inputs'].x") in once and once == twice
 
 
 def test_marked_dynamic_takes_one_graph(backend, serves):
@@ -123,7 +142,7 @@ def test_use_backend_steers_compiled_code():
     assert counter.frame_count == 2
 
 
-def test_wrong_borders_raise_inside_a_compiled_graph():
+def test_wrong_boundaries_raise_inside_a_compiled_graph():
     inputs = make_inputs(Case(lengths=(4, 2, 9)))
     compiled, _ = _compiled("chain")
     compiled(inputs)

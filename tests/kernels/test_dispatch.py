@@ -16,10 +16,9 @@ from cora_kernels import (
     info,
     lora_linear,
     lora_linear_group,
-    native,
-    reference,
     use_backend,
 )
+from cora_kernels.backends import cpu, reference
 from cora_kernels.testing import Case, call, make_inputs, results
 
 
@@ -40,7 +39,7 @@ def spy(monkeypatch):
     spy.availability = lambda: spy.unavailable
     spy.not_supported_reasons = lambda *call: spy.reasons
     monkeypatch.setattr(dispatch, "_BACKENDS", {"spy": (lambda: spy, ("cpu",)), **dispatch._BACKENDS})
-    monkeypatch.setattr(native, "plain_group", lambda *call: None)
+    monkeypatch.setattr(cpu, "fast_path", lambda *call: None)
     return spy
 
 
@@ -53,10 +52,10 @@ def test_the_first_that_can_serves(spy):
         assert spy.calls == ["forward"]
 
 
-@pytest.mark.skipif(native.availability() is not None, reason=f"cpu: {native.availability()}")
+@pytest.mark.skipif(cpu.availability() is not None, reason=f"cpu: {cpu.availability()}")
 def test_plain_calls_on_the_cpu_skip_checks_and_choice(monkeypatch):
     def fits(i):
-        return native.plain_group(i.x, i.weights, i.lora_as, i.lora_bs, i.biases, i.scaling) is not None
+        return cpu.fast_path(i.x, i.weights, i.lora_as, i.lora_bs, i.biases, i.scaling) is not None
 
     usual = make_inputs(Case(dtype=torch.bfloat16, factor_dtype=torch.float32, n=(40, 8), sample_b=True, bias=True))
     for inputs in (usual, make_inputs(Case(sample_a=False)), make_inputs(Case(one_a=False, n=(8, 16)))):

@@ -14,10 +14,10 @@ from cora import CoRAConfig, CoRAModel
 from cora.collaborative import CollaborativeEmbeddings
 from cora.generators.shared_p import SharedP
 from cora.llm.patched_linear import LoRALinear
-from cora_kernels import native, use_backend
+from cora_kernels import backends, use_backend
 
 USERS, ITEMS = torch.tensor([30, 10, 20, 10, 40]), torch.tensor([7, 5, 5, 6, 7])
-needs_kernel = pytest.mark.skipif(native.availability() is not None, reason=f"cpu: {native.availability()}")
+needs_kernel = pytest.mark.skipif(backends()["cpu"] is not None, reason=f"cpu: {backends()['cpu']}")
 
 
 def matrices(model: nn.Module) -> list[nn.Parameter]:

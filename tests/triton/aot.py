@@ -1,6 +1,7 @@
 """Compile the launches of unchanged launchers ahead of time, for parts that are not there, and read what came out.
 
-`python tests/triton/aot.py > cora_kernels/triton/kernels.md` writes the registers, shared memory and occupancy of each.
+`python tests/triton/aot.py > cora_kernels/backends/triton/kernels.md` writes the registers, shared
+memory and occupancy of each.
 """
 
 import re
@@ -19,15 +20,15 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 
+from cora_kernels.backends.triton.decode import decode
+from cora_kernels.backends.triton.expand import expand
+from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
+from cora_kernels.backends.triton.outer import outer
+from cora_kernels.backends.triton.planes import sum_planes
+from cora_kernels.backends.triton.shrink import shrink, shrink_kernel
+from cora_kernels.backends.triton.shrink_outer import shrink_outer, shrink_outer_kernel
+from cora_kernels.planning.tile_sizes import gemm_configs, outer_config, shrink_config, shrink_outer_config
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import gemm_configs, outer_config, shrink_config, shrink_outer_config
-from cora_kernels.triton.decode import decode
-from cora_kernels.triton.expand import expand
-from cora_kernels.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
-from cora_kernels.triton.outer import outer
-from cora_kernels.triton.planes import sum_planes
-from cora_kernels.triton.shrink import shrink, shrink_fwd_kernel
-from cora_kernels.triton.shrink_outer import shrink_outer, shrink_outer_bwd_kernel
 
 
 class Part(NamedTuple):
@@ -135,7 +136,7 @@ def launches(arch: str) -> Iterator[tuple[str, Launch]]:
                 config = shrink_config(arch, dtype, rows)
                 for rank in (16, 64):
                     shrink([x], [_meta(8, K, rank, dtype=dtype)], 1.0, packed, config)
-                    launch = [launch for launch in found if launch.kernel is shrink_fwd_kernel][-1]
+                    launch = [launch for launch in found if launch.kernel is shrink_kernel][-1]
                     yield f"shrink {name} {config.BM}x{config.BK} rank {rank}", launch
             for rank in (16, 64):
                 config = outer_config(arch, dtype, rank)
@@ -144,7 +145,7 @@ def launches(arch: str) -> Iterator[tuple[str, Launch]]:
             config = shrink_outer_config(arch, dtype)
             for rank in (16, 32):
                 shrink_outer(x, _meta(8, rank, K, dtype=dtype), _meta(8 * T, rank), 1.0, packed, dtype, config)
-                launch = [launch for launch in found if launch.kernel is shrink_outer_bwd_kernel][-1]
+                launch = [launch for launch in found if launch.kernel is shrink_outer_kernel][-1]
                 yield f"shrink_outer {name} {config.BM}x{config.BP} rank {rank}", launch
             expand(s, a.transpose(1, 2), packed, x)
             yield f"expand {name}", found[-1]

@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 
+from cora_kernels.planning import choose
+
 SHARED = Path(__file__).parents[3] / "shared"
 
 
@@ -19,3 +21,15 @@ def ptxsim() -> ModuleType:
         return importlib.import_module("ptxsim")
     finally:
         sys.path.remove(str(SHARED))
+
+
+@pytest.fixture
+def prefer(monkeypatch):
+    """Every launch that can goes by the given strategy; the rule chooses for the others."""
+
+    def force(strategy: str) -> None:
+        rule = choose.choose
+        forced = lambda problem, gpu, backend, asked=None: rule(problem, gpu, backend, asked or strategy)  # noqa: E731
+        monkeypatch.setattr(choose, "choose", forced)
+
+    return force

@@ -14,17 +14,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cora_kernels import backends, cost, tune, tuned
+from cora_kernels import backends, tune
+from cora_kernels.operands import Operands
+from cora_kernels.planning import choose, gpus, tuning_file
+from cora_kernels.planning.cost import Problem
+from cora_kernels.planning.tile_sizes import gemm_configs
 from cora_kernels.segments import Segments
 from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
-from cora_kernels.triton.configs import gemm_configs
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETS, reason="runs inside test_suite_under_the_interpreter")
 SUITES = ["tests/kernels/test_numerics.py", "tests/kernels/test_autograd.py", "tests/triton/test_interpreted.py"]
-WAYS = ["one_pass", "two_kernels", "chain", "decode"]
+STRATEGIES = ["one_pass", "two_kernels", "separate", "decode"]
 
 
 @pytest.mark.skipif(INTERPRETS, reason="is the test that starts this process")
@@ -38,19 +41,8 @@ def test_suite_under_the_interpreter(suite):
     assert " passed" in done.stdout
 
 
-@pytest.fixture
-def prefer(monkeypatch):
-    """Every launch that can goes the given way; the rule chooses for the others."""
-
-    def force(way: str) -> None:
-        rule = cost.choose
-        monkeypatch.setattr(cost, "choose", lambda problem, gpu, asked: rule(problem, gpu, asked or way))
-
-    return force
-
-
 @interpreted
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(
     "case",
     [
@@ -67,8 +59,8 @@ def prefer(monkeypatch):
     ],
     ids=str,
 )
-def test_ways(case, way, prefer):
-    prefer(way)
+def test_strategies(case, strategy, prefer):
+    prefer(strategy)
     assert_correct(make_inputs(case), "triton")
 
 
@@ -85,7 +77,7 @@ FUSED = [
 @pytest.mark.parametrize("case", FUSED, ids=str)
 def test_shrink_outer(case, dtype, monkeypatch):
     asked = []
-    monkeypatch.setattr(cost, "fuses", lambda problem, gpu: asked.append(problem) is None)
+    monkeypatch.setattr(choose, "fuses", lambda problem, gpu: asked.append(problem) is None)
     inputs = make_inputs(replace(case, dtype=dtype))
     assert_correct(inputs, "triton")
     first, again = (results(lambda i: call(i, "triton"), inputs) for _ in range(2))
@@ -95,7 +87,7 @@ def test_shrink_outer(case, dtype, monkeypatch):
 @interpreted
 def test_shrink_outer_with_a_scaling_for_each_sample(monkeypatch):
     """It serves where B is each sample's too, and leaves the others to the two kernels."""
-    monkeypatch.setattr(cost, "fuses", lambda problem, gpu: True)
+    monkeypatch.setattr(choose, "fuses", lambda problem, gpu: True)
     for sample_b in (True, False):
         inputs = make_inputs(Case(lengths=(3, 0, 40), n=(50,), sample_b=sample_b, tensor_scaling=True))
         inputs.scaling.requires_grad_(False)
@@ -103,9 +95,9 @@ def test_shrink_outer_with_a_scaling_for_each_sample(monkeypatch):
 
 
 @interpreted
-@pytest.mark.parametrize("way", WAYS)
-def test_each_way_is_deterministic(way, prefer):
-    prefer(way)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_each_strategy_is_deterministic(strategy, prefer):
+    prefer(strategy)
     inputs = make_inputs(Case(batch=3, length=4, k=600, n=(40,), sample_b=True))
     first = results(lambda i: call(i, "triton"), inputs)
     again = results(lambda i: call(i, "triton"), inputs)
@@ -113,10 +105,10 @@ def test_each_way_is_deterministic(way, prefer):
 
 
 @interpreted
-@pytest.mark.parametrize("way", WAYS[:3])
-def test_tensors_beyond_32_bits(way, prefer):
+@pytest.mark.parametrize("strategy", STRATEGIES[:3])
+def test_tensors_beyond_32_bits(strategy, prefer):
     """More than 2³¹ elements between the first and the last row, and offsets inside one tile that need 64 bits too."""
-    prefer(way)
+    prefer(strategy)
     inputs = make_inputs(Case(lengths=(9, 8), k=16, n=(24,), r=4, dtype=torch.float16), requires_grad=False)
     far = 2**27
     try:
@@ -132,7 +124,7 @@ def test_tensors_beyond_32_bits(way, prefer):
 @pytest.mark.parametrize(("what", "count", "far"), [("rows", 70, 2**25), ("weight", 140, 2**24)])
 def test_tiles_beyond_32_bits(what, count, far):
     """More than 2³¹ elements from one tile to the next, too."""
-    from cora_kernels.triton import paths
+    from cora_kernels.backends.triton import strategies
 
     try:
         store = torch.empty(count * far, dtype=torch.float16)
@@ -144,19 +136,20 @@ def test_tiles_beyond_32_bits(what, count, far):
 
     def run(t):
         if what == "rows":
-            return paths.outer(t, torch.ones(count, 3), Segments(1, count, count, None), True, torch.float32)
+            return strategies.outer(t, torch.ones(count, 3), Segments(1, count, count, None), True, torch.float32)
         g, a, b = (torch.ones(shape, dtype=torch.float16) for shape in ((5, count), (8, 3), (3, count)))
-        return paths.backward_input([g], [t], [a], [b], 1.0, Segments(1, 5, 5, None), True)[0]
+        operands = Operands([t], [a], [b], [None], 1.0, Segments(1, 5, 5, None))
+        return strategies.backward_input([g], operands, True)[0]
 
     assert torch.equal(run(spread), run(near))
 
 
 @interpreted
-def test_tuning_times_every_way_and_tile(tmp_path, monkeypatch):
-    """Timed by a clock that finds the chain, and then one tile of the two kernels, the fastest: each is then chosen."""
+def test_tuning_times_every_strategy_and_tile(tmp_path, monkeypatch):
+    """Timed by a clock that finds the separate kernels, then one tile of the two, the fastest: each is then chosen."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     device = torch.device("cpu")
-    problem = cost.Problem(6, 24, 40, 4, 2, 3, torch.float16)
+    problem = Problem(6, 24, 40, 4, 2, 3, torch.float16)
     ran = []
 
     def clock(run):
@@ -164,19 +157,19 @@ def test_tuning_times_every_way_and_tile(tmp_path, monkeypatch):
         run()
         return 1.0 if run.args == fastest else 2.0
 
-    for fastest in (("chain", None), ("two_kernels", gemm_configs("sm_80", torch.float16, False)[3])):
-        best = tune.measure_ways(problem, device, clock)
-        assert (best["way"], best["config"]) == fastest
-        tuned.save("A100", {}, {cost.key_of(problem): best})
-        cost.choose.cache_clear()
-        plan = cost.choose(problem, cost.gpu_of(device))
-        assert (plan.way, plan.config) == fastest
-    assert {way for way, _ in ran} == set(WAYS)
+    for fastest in (("separate", None), ("two_kernels", gemm_configs("sm_80", torch.float16, False)[3])):
+        best = tune.measure_strategies(problem, device, clock)
+        assert (best["strategy"], best["config"]) == fastest
+        tuning_file.save("A100", {}, {choose.key_of(problem): best})
+        choose.choose.cache_clear()
+        plan = choose.choose(problem, gpus.gpu_of(device))
+        assert (plan.strategy, plan.config) == fastest
+    assert {strategy for strategy, _ in ran} == set(STRATEGIES)
     assert len(set(ran)) == 2 + 5 + 2 + 4 + 2, (
-        "two ways without tiles, five tiles of one and four of the other, persistent"
+        "two strategies without tiles, five tiles of one and four of the other, persistent"
     )
-    cost.choose.cache_clear()
-    tuned.load.cache_clear()
+    choose.choose.cache_clear()
+    tuning_file.load.cache_clear()
 
 
 @interpreted
@@ -196,12 +189,13 @@ def test_availability_says_why():
 
 @pytest.mark.skipif(INTERPRETS or torch.cuda.is_available(), reason="Triton launches kernels here")
 def test_a_gpu_that_triton_cannot_use_is_left_to_others(monkeypatch):
-    from cora_kernels.triton import backend
+    from cora_kernels.backends.triton import backend
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "Triton cannot launch kernels here (" in backends()["triton"]
     backend._driver_error.cache_clear()
     x = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float16)
-    reasons = backend.not_supported_reasons(x, (), (), (), Segments(1, 1, 1, None))
+    nothing = Operands((), (), (), (), 1.0, Segments(1, 1, 1, None))
+    reasons = backend.not_supported_reasons(x, nothing)
     assert reasons == ["it needs compute capability 8.0 (Ampere) or later"]

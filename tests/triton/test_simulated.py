@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cora_kernels import cost
+from cora_kernels.planning import choose, gpus
 from cora_kernels.segments import Segments
-from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
+from cora_kernels.testing import Case, assert_correct, assert_samples_are_apart, make_inputs
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -47,25 +47,14 @@ SHAPES = [
     Case(batch=2, length=11, k=50, n=(20,), r=48, sample_b=True, bias=True),
     Case(batch=1, length=3, k=300, n=(19,), r=130),
 ]
-WAYS = ["one_pass", "two_kernels", "chain", "decode"]
-
-
-@pytest.fixture
-def prefer(monkeypatch):
-    """Every launch that can goes the given way; the rule chooses for the others."""
-
-    def force(way: str) -> None:
-        rule = cost.choose
-        monkeypatch.setattr(cost, "choose", lambda problem, gpu, asked: rule(problem, gpu, asked or way))
-
-    return force
+STRATEGIES = ["one_pass", "two_kernels", "separate", "decode"]
 
 
 @pytest.mark.parametrize(
-    ("case", "way"), [(replace(case, dtype=BF16), WAYS[i % 3]) for i, case in enumerate(SHAPES)], ids=str
+    ("case", "strategy"), [(replace(case, dtype=BF16), STRATEGIES[i % 3]) for i, case in enumerate(SHAPES)], ids=str
 )
-def test_shapes(case, way, ptxsim, prefer):
-    prefer(way)
+def test_shapes(case, strategy, ptxsim, prefer):
+    prefer(strategy)
     with ptxsim.triton_launches(racecheck="raise", initcheck="raise") as launches:
         assert_correct(make_inputs(case), "triton")
     assert launches
@@ -87,10 +76,10 @@ def test_decode(case, ptxsim, prefer):
         inputs.scaling.requires_grad_(False)
     with ptxsim.triton_launches(racecheck="raise", initcheck="raise") as launches:
         assert_correct(inputs, "triton")
-    assert "decode_fwd_kernel" in [name for name, _ in launches]
+    assert "decode_kernel" in [name for name, _ in launches]
 
 
-@pytest.mark.parametrize("way", ["one_pass", "two_kernels"])
+@pytest.mark.parametrize("strategy", ["one_pass", "two_kernels"])
 @pytest.mark.parametrize(
     "case",
     [
@@ -99,10 +88,10 @@ def test_decode(case, ptxsim, prefer):
     ],
     ids=str,
 )
-def test_hopper(case, way, ptxsim, prefer, monkeypatch):
+def test_hopper(case, strategy, ptxsim, prefer, monkeypatch):
     """sm_90, whose large tiles are multiplied by warp groups."""
-    monkeypatch.setattr(cost, "gpu_of", lambda device: cost.GPUS["H100"])
-    prefer(way)
+    monkeypatch.setattr(gpus, "gpu_of", lambda device: gpus.GPUS["H100"])
+    prefer(strategy)
     with ptxsim.triton_launches(target=90, racecheck=True, initcheck="raise") as launches:
         assert_correct(make_inputs(replace(case, dtype=BF16)), "triton")
     assert any("wgmma" in opcode for _, stats in launches for opcode in stats.by_opcode)
@@ -115,60 +104,53 @@ def test_hopper(case, way, ptxsim, prefer, monkeypatch):
     "case", [replace(case, dtype=BF16) for case in SHAPES if case.r <= 32 and len(case.n) == 1], ids=str
 )
 def test_shrink_outer(case, ptxsim, monkeypatch):
-    monkeypatch.setattr(cost, "fuses", lambda problem, gpu: True)
+    monkeypatch.setattr(choose, "fuses", lambda problem, gpu: True)
     inputs = make_inputs(case)
     if case.tensor_scaling:
         inputs.scaling.requires_grad_(False)
     with ptxsim.triton_launches(racecheck="raise", initcheck="raise") as launches:
         assert_correct(inputs, "triton")
     served = case.sample_b or not case.tensor_scaling
-    assert ("shrink_outer_bwd_kernel" in [name for name, _ in launches]) == served
+    assert ("shrink_outer_kernel" in [name for name, _ in launches]) == served
 
 
 @pytest.mark.parametrize("dtypes", [(FP32, None), (FP32, BF16), (BF16, FP32), (FP16, None)], ids=str)
-@pytest.mark.parametrize("way", WAYS[:2])
-def test_dtypes(dtypes, way, ptxsim, prefer):
-    prefer(way)
+@pytest.mark.parametrize("strategy", STRATEGIES[:2])
+def test_dtypes(dtypes, strategy, ptxsim, prefer):
+    prefer(strategy)
     case = Case(lengths=(21, 0, 30), k=40, n=(33,), r=6, dtype=dtypes[0], factor_dtype=dtypes[1], sample_b=True)
     with ptxsim.triton_launches(racecheck="raise", initcheck="raise"):
         assert_correct(make_inputs(case), "triton")
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_sample_does_not_see_its_neighbours(way, ptxsim, prefer):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_sample_does_not_see_its_neighbours(strategy, ptxsim, prefer):
     """inf and NaN in every other sample, tiles that straddle: a sample's output and gradients stay what they are."""
-    prefer(way)
+    prefer(strategy)
     inputs = make_inputs(Case(batch=3, sample_b=True, dtype=BF16))
     with ptxsim.triton_launches():
-        clean = results(lambda i: call(i, "triton"), inputs)
-        with torch.no_grad():
-            for t, bad in ((inputs.x, "nan"), (inputs.lora_as[0], "inf"), (inputs.lora_bs[0], "nan")):
-                t[::2] = float(bad)
-        dirty = results(lambda i: call(i, "triton"), inputs)
-    for name in clean:
-        assert torch.equal(clean[name][1], dirty[name][1]), name
-        assert not dirty[name][::2].isfinite().any(), name
+        assert_samples_are_apart(inputs, "triton")
 
 
-@pytest.mark.parametrize("borders", [[0, 5, 5, 90], [-7, 30, 2, 20], [20, 10, 0, -1]], ids=str)
-def test_wrong_borders_stay_in_bounds(borders, ptxsim, prefer):
+@pytest.mark.parametrize("boundaries", [[0, 5, 5, 90], [-7, 30, 2, 20], [20, 10, 0, -1]], ids=str)
+def test_wrong_boundaries_stay_in_bounds(boundaries, ptxsim, prefer):
     """On a GPU nobody reads cu_seqlens back to check it: whatever it holds, nothing outside the tensors is touched."""
-    from cora_kernels.triton import paths
+    from cora_kernels.backends.triton import strategies
 
     inputs = make_inputs(Case(lengths=(9, 8, 3), k=16, n=(24,), r=4, dtype=BF16, sample_b=True), requires_grad=False)
-    segments = Segments(3, 20, None, torch.tensor(borders, dtype=torch.int32))
-    operands = inputs.weights, inputs.lora_as, inputs.lora_bs
-    for way in WAYS[:3]:
+    segments = Segments(3, 20, None, torch.tensor(boundaries, dtype=torch.int32))
+    operands = inputs.operands()._replace(segments=segments)
+    for strategy in STRATEGIES[:3]:
         with ptxsim.triton_launches():
-            (y,), (s,) = paths.forward(inputs.x, *operands, inputs.biases, 1.0, segments, way=way)
-            paths.backward_input([y], *operands, 1.0, segments, True, way=way)
-            paths.outer(s, y, segments, True, torch.float32)
+            (y,), (s,) = strategies.forward(inputs.x, operands, strategy=strategy)
+            strategies.backward_input([y], operands, True, strategy=strategy)
+            strategies.outer(s, y, segments, True, torch.float32)
 
 
 def test_persistent_grid(ptxsim):
     """Programs that walk many tiles each write the bits that one program a tile writes."""
-    from cora_kernels.triton.configs import GemmConfig
-    from cora_kernels.triton.lowrank_gemm import lowrank_gemm
+    from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm
+    from cora_kernels.planning.tile_sizes import GemmConfig
 
     inputs = make_inputs(Case(lengths=(170, 130), k=32, n=(400,), r=4, dtype=BF16, sample_b=True), requires_grad=False)
     segments = Segments.of(inputs.x, inputs.cu_seqlens)

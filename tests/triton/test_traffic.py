@@ -9,10 +9,10 @@ import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
 from cora_kernels import explain, lora_linear  # noqa: E402
+from cora_kernels.backends.triton import strategies  # noqa: E402
+from cora_kernels.backends.triton.expand import expand  # noqa: E402
+from cora_kernels.planning.tile_sizes import gemm_configs  # noqa: E402
 from cora_kernels.segments import Segments  # noqa: E402
-from cora_kernels.triton import paths  # noqa: E402
-from cora_kernels.triton.configs import gemm_configs  # noqa: E402
-from cora_kernels.triton.expand import expand  # noqa: E402
 
 SAMPLES, T, K, N, r = 4, 128, 1024, 1024, 16
 M = SAMPLES * T
@@ -37,17 +37,17 @@ def _add(a, b=None, scale=1.0):
 def _gemm(x, w, segments):
     """x·w by our GEMM in the same tiles, with an S and B of rank 1 that are next to nothing."""
     nothing = torch.zeros(x.shape[0], 1), torch.zeros(1, w.shape[1], dtype=x.dtype)
-    return paths.lowrank_gemm(x, w, *nothing, segments, gemm_configs("sm_80", x.dtype, one_pass=False)[2])
+    return strategies.lowrank_gemm(x, w, *nothing, segments, gemm_configs("sm_80", x.dtype, one_pass=False)[2])
 
 
 def _eager(x, weight, a, b, g, segments):
     """The kernels of F.linear(x, weight) + scaling * (x @ a) @ b and of its backward."""
-    s = paths.shrink([x], [a], 1.0, segments)
+    s = strategies.shrink([x], [a], 1.0, segments)
     _add(_gemm(x, weight.t(), segments), _add(expand(s, b, segments, torch.empty_like(g)), scale=0.5))
     scaled = _add(g, scale=0.5)
-    ds = paths.shrink([scaled], [b.t()], 1.0, segments)
-    paths.outer(s, scaled, segments, True, x.dtype)
-    paths.outer(x, ds, segments, True, x.dtype)
+    ds = strategies.shrink([scaled], [b.t()], 1.0, segments)
+    strategies.outer(s, scaled, segments, True, x.dtype)
+    strategies.outer(x, ds, segments, True, x.dtype)
     _add(_gemm(g, weight, segments), expand(ds, a.transpose(1, 2), segments, torch.empty_like(x)))
 
 
@@ -79,6 +79,6 @@ def test_traffic_of_forward_and_backward(ptxsim):
 
     assert [step.kernels for step in steps[:2]] == [("one pass 64x128x64",)] * 2
     per_tile = 2 * ((64 + 128) * K + (K + 128) * r + 64 * 128)  # of x and W, A and B, y
-    gemms = [launch for launch in ours if launch[0] == "lowrank_gemm_fwd_kernel"]
+    gemms = [launch for launch in ours if launch[0] == "lowrank_gemm_kernel"]
     assert moved(gemms) <= 1.10 * 2 * (M // 64 * N // 128 * per_tile + 4 * M * r)
     assert moved(ours) <= moved(eager)

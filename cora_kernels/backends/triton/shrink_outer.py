@@ -5,15 +5,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cora_kernels.backends.triton import launch
+from cora_kernels.backends.triton.indexing import share_of_rows
+from cora_kernels.backends.triton.planes import sum_planes
+from cora_kernels.planning.tile_sizes import OuterConfig
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import OuterConfig
-from cora_kernels.triton.launch import device_guard, index_type, precision, rank_block, split_of, walk
-from cora_kernels.triton.planes import sum_planes
-from cora_kernels.triton.tiles import share_of_rows
 
 
 @triton.jit
-def shrink_outer_bwd_kernel(
+def shrink_outer_kernel(
     g_ptr,
     b_ptr,
     s_ptr,
@@ -95,41 +95,35 @@ def shrink_outer(
     r <= SHRINK_OUTER_RANK. A scaling for each sample asks for a b for each sample.
     """
     (M, N), r = g.shape, b.shape[-2]
-    cu_seqlens, n_segments, length = walk(segments, b.dim() == 3)
+    _, n_segments, _ = walked = launch.walk(segments, b.dim() == 3)
     if n_segments == 0 or M == 0:
         return s.new_zeros(M, r), torch.zeros(b.shape, dtype=dtype, device=g.device)
     BM, BN = config.BM, config.BP
     columns = triton.cdiv(N, BN)
-    split = split_of(columns * n_segments, triton.cdiv(M, n_segments * BM), g.device)
+    split = launch.split_of(columns * n_segments, triton.cdiv(M, n_segments * BM), g.device)
     ds = torch.empty(columns, M, r, dtype=torch.float32, device=g.device)
     db = torch.empty(split, *b.shape, dtype=dtype if split == 1 else torch.float32, device=g.device)
-    with device_guard(g):
-        shrink_outer_bwd_kernel[(columns * n_segments, split)](
-            g,
-            b,
-            s,
-            ds,
-            db,
-            scaling if isinstance(scaling, Tensor) else None,
-            cu_seqlens,
-            0.0 if isinstance(scaling, Tensor) else float(scaling),
-            M,
-            N,
-            r,
-            n_segments,
-            length,
-            g.stride(0),
-            b.stride(0) if b.dim() == 3 else 0,
-            b.stride(-2),
-            b.stride(-1),
-            scaling.stride(0) if isinstance(scaling, Tensor) else 0,
-            PRECISION=precision(g.dtype),
-            INDEX=index_type((g, BM, BN), (b, BN, rank_block(r))),
+    with launch.device_guard(g):
+        shrink_outer_kernel[(columns * n_segments, split)](
+            g_ptr=g,
+            b_ptr=b,
+            s_ptr=s,
+            ds_ptr=ds,
+            db_ptr=db,
+            M=M,
+            N=N,
+            r=r,
+            **launch.of_segments(walked),
+            stride_gm=g.stride(0),
+            stride_bi=b.stride(0) if b.dim() == 3 else 0,
+            stride_br=b.stride(-2),
+            stride_bn=b.stride(-1),
+            **launch.of_scaling(scaling),
+            PRECISION=launch.precision(g.dtype),
+            INDEX=launch.index_type((g, BM, BN), (b, BN, launch.rank_block(r))),
             BM=BM,
             BN=BN,
-            BR=rank_block(r),
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            enable_fp_fusion=True,
+            BR=launch.rank_block(r),
+            **launch.of_config(config),
         )
     return sum_planes(ds, torch.float32), db[0] if split == 1 else sum_planes(db, dtype)

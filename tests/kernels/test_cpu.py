@@ -1,4 +1,4 @@
-"""What is special about the native CPU kernels: instruction sets, threads, packed weights, the extension itself."""
+"""What is special about the CPU kernels: instruction sets, threads, packed weights, the extension itself."""
 
 import gc
 import importlib.util
@@ -11,12 +11,15 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cora_kernels
-from cora_kernels import lora_linear, native
+from cora_kernels import lora_linear
+from cora_kernels.backends import cpu, extension, weight_packs
+from cora_kernels.operands import Operands
+from cora_kernels.segments import Segments
 from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
 
-pytestmark = pytest.mark.skipif(native.availability() is not None, reason=f"cpu: {native.availability()}")
+pytestmark = pytest.mark.skipif(cpu.availability() is not None, reason=f"cpu: {cpu.availability()}")
 
-ISAS = [] if native.availability() else native._C.cpu_isas()
+ISAS = [] if cpu.availability() else extension._C.cpu_isas()
 CASES = [
     Case(batch=2, length=21, k=50, n=(97, 49), r=5, sample_b=True, bias=True),
     Case(batch=11, length=1, k=64, n=(150,), r=16, sample_b=True, tensor_scaling=True),
@@ -37,15 +40,15 @@ VARIETY = [replace(case, dtype=x, factor_dtype=ab) for case in CASES for x, ab i
 
 @pytest.fixture(params=ISAS)
 def isa(request):
-    native._C.set_cpu_isa(request.param)
+    extension._C.set_cpu_isa(request.param)
     yield request.param
-    native._C.set_cpu_isa(None)
+    extension._C.set_cpu_isa(None)
 
 
 @pytest.fixture
 def weight():
     """A weight that no pack is kept of."""
-    native.clear_weight_packs()
+    weight_packs.clear_weight_packs()
     return torch.randn(100, 64, generator=torch.Generator().manual_seed(3))
 
 
@@ -92,7 +95,7 @@ def test_computes_only_the_gradients_asked_for():
 def test_the_backward_in_cpp_and_that_in_python_give_the_same_bits(case, monkeypatch):
     inputs = make_inputs(replace(case, bias=True))
     plain = results(lambda i: call(i, "cpu"), inputs)
-    monkeypatch.setattr(native, "plain_group", lambda *call: None)
+    monkeypatch.setattr(cpu, "fast_path", lambda *call: None)
     usual = results(lambda i: call(i, "cpu"), inputs)
     assert plain.keys() == usual.keys()
     for name, value in plain.items():
@@ -122,7 +125,7 @@ def test_modes_and_transforms_see_the_ops():
 
 def test_an_unknown_instruction_set():
     with pytest.raises(ValueError, match="no kernels for avx9000"):
-        native._C.set_cpu_isa("avx9000")
+        extension._C.set_cpu_isa("avx9000")
 
 
 @pytest.mark.parametrize("case", VARIETY, ids=str)
@@ -175,7 +178,7 @@ def test_a_weight_written_through_data_is_packed_again(weight):
 def test_clear_has_weights_read_again(weight):
     forward(weight)
     weight.data[7, 9] += 1.0
-    native.clear_weight_packs()
+    weight_packs.clear_weight_packs()
     torch.testing.assert_close(forward(weight), expected(weight))
 
 
@@ -188,13 +191,13 @@ def test_a_weight_whose_memory_was_swapped(weight):
 def test_new_views_of_one_weight_share_its_pack(weight):
     conv1d = weight.t().contiguous()
     forward(conv1d.t())
-    held = native.weight_pack_bytes()
+    held = weight_packs.weight_pack_bytes()
     for _ in range(3):
         torch.testing.assert_close(forward(conv1d.t()), expected(weight))
-    assert native.weight_pack_bytes() == held
+    assert weight_packs.weight_pack_bytes() == held
     conv1d.mul_(2.0)
     torch.testing.assert_close(forward(conv1d.t()), expected(conv1d.t()))
-    assert native.weight_pack_bytes() == held
+    assert weight_packs.weight_pack_bytes() == held
 
 
 def test_slices_of_one_weight_are_packed_apart(weight):
@@ -203,25 +206,25 @@ def test_slices_of_one_weight_are_packed_apart(weight):
 
 
 def test_packs_are_as_large_as_the_weight_and_die_with_it():
-    native.clear_weight_packs()
+    weight_packs.clear_weight_packs()
     weight = torch.randn(100, 64)
     forward(weight)
-    assert native.weight_pack_bytes() == 144 * 64 * 4  # columns in panels of 48
+    assert weight_packs.weight_pack_bytes() == 144 * 64 * 4  # columns in panels of 48
     forward(weight, torch.ones(1, 3, 64, requires_grad=True)).sum().backward()
-    assert native.weight_pack_bytes() == 144 * 64 * 4 + 96 * 100 * 4
+    assert weight_packs.weight_pack_bytes() == 144 * 64 * 4 + 96 * 100 * 4
     del weight
     gc.collect()
-    assert native.weight_pack_bytes() == 0
+    assert weight_packs.weight_pack_bytes() == 0
 
 
 def test_packs_are_kept_only_if_wanted(weight):
     forward(weight)
-    with native.weight_packing(False):
-        assert native.weight_pack_bytes() == 0
+    with weight_packs.weight_packing(False):
+        assert weight_packs.weight_pack_bytes() == 0
         torch.testing.assert_close(forward(weight), expected(weight))
-        assert native.weight_pack_bytes() == 0
+        assert weight_packs.weight_pack_bytes() == 0
     forward(weight)
-    assert native.weight_pack_bytes() > 0
+    assert weight_packs.weight_pack_bytes() > 0
 
 
 def test_weights_without_a_version_are_never_kept(weight):
@@ -230,22 +233,24 @@ def test_weights_without_a_version_are_never_kept(weight):
         for _ in range(2):
             torch.testing.assert_close(forward(inference), expected(inference))
             inference.add_(1.0)
-    assert native.weight_pack_bytes() == 0
+    assert weight_packs.weight_pack_bytes() == 0
 
 
 def test_a_weight_in_another_dtype_has_a_pack_for_each(weight):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         x = torch.ones(1, 3, 64, dtype=dtype)
-        y = native.forward(x[0], [weight], [torch.ones(64, 2)], [torch.ones(2, 100)], [None], 1.0, _one_sample(3))[0][0]
+        one_sample = Segments(1, 3, 3, None)
+        operands = Operands([weight], [torch.ones(64, 2)], [torch.ones(2, 100)], [None], 1.0, one_sample)
+        y = cpu.forward(x[0], operands)[0][0]
         torch.testing.assert_close(y, expected(weight.to(dtype).float())[0].to(dtype), rtol=1e-2, atol=1e-1)
 
 
 @pytest.mark.parametrize(
-    ("borders", "message"),
+    ("boundaries", "message"),
     [([1, 2, 3], "start at 0"), ([0, 2, 4], "end at the number of rows"), ([0, 5, 3], "must not decrease")],
 )
-def test_the_ops_check_the_borders_they_walk(borders, message, weight):
-    cu_seqlens = torch.tensor(borders, dtype=torch.int32)
+def test_the_ops_check_the_boundaries_they_walk(boundaries, message, weight):
+    cu_seqlens = torch.tensor(boundaries, dtype=torch.int32)
     a, b = torch.ones(2, 64, 2), torch.ones(2, 2, 100)
     with pytest.raises(ValueError, match=message):
         torch.ops.cora_kernels.cpu_forward(torch.ones(3, 64), [weight], [a], [b], [None], None, 1.0, cu_seqlens, 2, [])
@@ -270,11 +275,15 @@ def test_opcheck():
 def test_without_the_extension_it_says_so(monkeypatch):
     monkeypatch.delattr(cora_kernels, "_C")
     monkeypatch.setitem(sys.modules, "cora_kernels._C", None)
-    spec = importlib.util.spec_from_file_location("native_without_extension", native.__file__)
-    bare = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bare)
-    assert "the native extension is not there" in bare.availability()
+    bare = _again(extension)
+    assert "the native extension is not there" in bare.unavailable
+    monkeypatch.setattr(sys.modules["cora_kernels.backends"], "extension", bare)
+    assert "the native extension is not there" in _again(cpu).availability()
 
 
-def _one_sample(rows):
-    return cora_kernels.segments.Segments(1, rows, rows, None)
+def _again(module):
+    """The module, loaded a second time."""
+    spec = importlib.util.spec_from_file_location("loaded_again", module.__file__)
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    return again

@@ -7,15 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cora_kernels.backends.triton import launch
+from cora_kernels.backends.triton.indexing import first_slot, rows_of, segment_of_slot
+from cora_kernels.backends.triton.planes import sum_planes
+from cora_kernels.planning.tile_sizes import ShrinkConfig
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import ShrinkConfig
-from cora_kernels.triton.launch import count_slots, device_guard, index_type, precision, rank_block, split_of, walk
-from cora_kernels.triton.planes import sum_planes
-from cora_kernels.triton.tiles import first_slot, rows_of, segment_of_slot
 
 
 @triton.jit
-def shrink_fwd_kernel(
+def shrink_kernel(
     x_ptr,
     a_ptr,
     s_ptr,
@@ -85,8 +85,10 @@ def shrink(
 ) -> Tensor:
     """Σ_j scaling · xs[j] [M, K_j] · factors[j] ([K_j, r] or [B, K_j, r]), summed in the order of j: [M, r] fp32."""
     M, r = xs[0].shape[0], factors[0].shape[-1]
-    slots = count_slots(walk(segments, factors[0].dim() == 3 or isinstance(scaling, Tensor)), M, config.BM)
-    splits = [split_of(slots, triton.cdiv(x.shape[1], config.BK), x.device) for x in xs]
+    slots = launch.count_slots(
+        launch.walk(segments, factors[0].dim() == 3 or isinstance(scaling, Tensor)), M, config.BM
+    )
+    splits = [launch.split_of(slots, triton.cdiv(x.shape[1], config.BK), x.device) for x in xs]
     planes = torch.empty(sum(splits), M, r, dtype=torch.float32, device=xs[0].device)
     done = 0
     for x, factor, split in zip(xs, factors, splits, strict=True):
@@ -99,35 +101,29 @@ def _launch(x, a, scaling, segments, planes, config):
     (M, K), r = x.shape, a.shape[-1]
     if M == 0:
         return
-    cu_seqlens, n_segments, length = walked = walk(segments, a.dim() == 3 or isinstance(scaling, Tensor))
-    BM, BK, BR = config.BM, config.BK, rank_block(r)
+    walked = launch.walk(segments, a.dim() == 3 or isinstance(scaling, Tensor))
+    BM, BK, BR = config.BM, config.BK, launch.rank_block(r)
     chunk = triton.cdiv(triton.cdiv(K, BK), planes.shape[0]) * BK
-    with device_guard(x):
-        shrink_fwd_kernel[(count_slots(walked, M, BM), planes.shape[0], triton.cdiv(r, BR))](
-            x,
-            a,
-            planes,
-            scaling if isinstance(scaling, Tensor) else None,
-            cu_seqlens,
-            0.0 if isinstance(scaling, Tensor) else float(scaling),
-            M,
-            K,
-            r,
-            n_segments,
-            length,
-            chunk,
-            x.stride(0),
-            a.stride(0) if a.dim() == 3 else 0,
-            a.stride(-2),
-            a.stride(-1),
-            scaling.stride(0) if isinstance(scaling, Tensor) else 0,
-            PRECISION=precision(x.dtype),
-            INDEX=index_type((x, BM, BK), (a, BK, BR)),
+    with launch.device_guard(x):
+        shrink_kernel[(launch.count_slots(walked, M, BM), planes.shape[0], triton.cdiv(r, BR))](
+            x_ptr=x,
+            a_ptr=a,
+            s_ptr=planes,
+            M=M,
+            K=K,
+            r=r,
+            **launch.of_segments(walked),
+            chunk=chunk,
+            stride_xm=x.stride(0),
+            stride_ai=a.stride(0) if a.dim() == 3 else 0,
+            stride_ak=a.stride(-2),
+            stride_ar=a.stride(-1),
+            **launch.of_scaling(scaling),
+            PRECISION=launch.precision(x.dtype),
+            INDEX=launch.index_type((x, BM, BK), (a, BK, BR)),
             EVEN_K=K % BK == 0,
             BM=BM,
             BK=BK,
             BR=BR,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            enable_fp_fusion=True,
+            **launch.of_config(config),
         )

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cora_kernels.triton.launch import device_guard
+from cora_kernels.backends.triton import launch
 
 
 @triton.jit
@@ -28,12 +28,12 @@ def sum_planes(planes: Tensor, dtype: torch.dtype) -> Tensor:
     if out.numel() == 0:
         return out
     BLOCK = 1024
-    with device_guard(planes):
+    with launch.device_guard(planes):
         sum_planes_kernel[(triton.cdiv(out.numel(), BLOCK),)](
-            planes,
-            out,
-            planes.shape[0],
-            out.numel(),
+            planes_ptr=planes,
+            out_ptr=out,
+            n_planes=planes.shape[0],
+            size=out.numel(),
             BLOCK=BLOCK,
             num_warps=4,
             enable_fp_fusion=True,

@@ -44,7 +44,7 @@ def share_of_rows(cu_ptr, length, M, i, BM: tl.constexpr):
 
 @triton.jit
 def first_slot(cu_ptr, length, i, BM: tl.constexpr):
-    """The number of the first row tile of sample i where tiles do not straddle borders.
+    """The number of the first row tile of sample i where tiles do not straddle samples.
 
     Packed, sample i starts at slot cu[i] // BM + i: enough slots for its tiles, and no prefix sum over the lengths.
     """

@@ -5,10 +5,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cora_kernels.backends.triton import launch
+from cora_kernels.backends.triton.indexing import (
+    first_slot,
+    grouped_tile,
+    rows_of,
+    segment_of,
+    segment_of_slot,
+    slots_of,
+)
+from cora_kernels.planning.tile_sizes import GemmConfig, multiprocessors
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import GemmConfig, multiprocessors
-from cora_kernels.triton.launch import count_slots, device_guard, index_type, precision, rank_block, walk
-from cora_kernels.triton.tiles import first_slot, grouped_tile, rows_of, segment_of, segment_of_slot, slots_of
 
 
 @triton.jit
@@ -32,7 +39,7 @@ def _load_factor(p_f, o_k, k, K, m_c, dtype: tl.constexpr, EVEN_K: tl.constexpr)
 
 
 @triton.jit
-def lowrank_gemm_fwd_kernel(
+def lowrank_gemm_kernel(
     x_ptr,
     w_ptr,
     a_ptr,
@@ -74,7 +81,7 @@ def lowrank_gemm_fwd_kernel(
     BR: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """[BM, BN] tiles of y. One pass: of one sample each. S given: they straddle borders, and S·B is added by sample."""
+    """[BM, BN] tiles of y. One pass: of one sample each. S given: they straddle samples, and S·B is added by sample."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     if ONE_PASS:
         n_m = slots_of(cu_ptr, n_segments, length, M, BM)
@@ -189,7 +196,7 @@ def lowrank_gemm(
     accumulate = y is not None
     if y is None:
         y = x.new_empty(x.shape[0], w.shape[1])
-    _launch(x, w, None, b, bias, s, y, 1.0, walk(segments, b.dim() == 3), config, accumulate)
+    _launch(x, w, None, b, bias, s, y, 1.0, launch.walk(segments, b.dim() == 3), config, accumulate)
     return y
 
 
@@ -210,7 +217,7 @@ def lowrank_gemm_one_pass(
         y = x.new_empty(x.shape[0], w.shape[1])
     s = torch.empty(x.shape[0], a.shape[-1], dtype=torch.float32, device=x.device)
     per_sample = a.dim() == 3 or b.dim() == 3 or isinstance(scaling, Tensor)
-    _launch(x, w, a, b, bias, s, y, scaling, walk(segments, per_sample), config, accumulate)
+    _launch(x, w, a, b, bias, s, y, scaling, launch.walk(segments, per_sample), config, accumulate)
     return y, s
 
 
@@ -221,53 +228,47 @@ def _launch(x, w, a, b, bias, s, y, scaling, walked, config, accumulate):
     one_pass = a is not None
     cu_seqlens, n_segments, length = walked
     BM, BN, BK = config.BM, config.BN, config.BK
-    n_m = count_slots(walked, M, BM) if one_pass else triton.cdiv(M, BM)
+    n_m = launch.count_slots(walked, M, BM) if one_pass else triton.cdiv(M, BM)
     tiles = n_m * triton.cdiv(N, BN)
     programs = min(tiles, multiprocessors(x.device)) if config.persistent else tiles
-    BR = rank_block(r)
-    with device_guard(x):
-        lowrank_gemm_fwd_kernel[(programs,)](
-            x,
-            w,
-            a,
-            b,
-            bias,
-            s,
-            y,
-            scaling if isinstance(scaling, Tensor) else None,
-            cu_seqlens,
-            0.0 if isinstance(scaling, Tensor) else float(scaling),
-            M,
-            N,
-            K,
-            r,
-            n_segments,
-            length,
-            x.stride(0),
-            w.stride(0),
-            w.stride(1),
-            a.stride(0) if one_pass and a.dim() == 3 else 0,
-            a.stride(-2) if one_pass else 0,
-            a.stride(-1) if one_pass else 0,
-            b.stride(0) if b.dim() == 3 else 0,
-            b.stride(-2),
-            b.stride(-1),
-            y.stride(0),
-            0 if bias is None else bias.stride(0),
-            scaling.stride(0) if isinstance(scaling, Tensor) else 0,
+    BR = launch.rank_block(r)
+    with launch.device_guard(x):
+        lowrank_gemm_kernel[(programs,)](
+            x_ptr=x,
+            w_ptr=w,
+            a_ptr=a,
+            b_ptr=b,
+            bias_ptr=bias,
+            s_ptr=s,
+            y_ptr=y,
+            M=M,
+            N=N,
+            K=K,
+            r=r,
+            **launch.of_segments(walked),
+            stride_xm=x.stride(0),
+            stride_wk=w.stride(0),
+            stride_wn=w.stride(1),
+            stride_ai=a.stride(0) if one_pass and a.dim() == 3 else 0,
+            stride_ak=a.stride(-2) if one_pass else 0,
+            stride_ar=a.stride(-1) if one_pass else 0,
+            stride_bi=b.stride(0) if b.dim() == 3 else 0,
+            stride_br=b.stride(-2),
+            stride_bn=b.stride(-1),
+            stride_ym=y.stride(0),
+            stride_bias=0 if bias is None else bias.stride(0),
+            **launch.of_scaling(scaling),
             ONE_PASS=one_pass,
             STRADDLE=cu_seqlens is not None or length % BM != 0,
             ACCUMULATE=accumulate,
             PERSISTENT=config.persistent,
-            PRECISION=precision(x.dtype),
-            INDEX=index_type((x, BM, BK), (w, BK, BN), (a, BK, BR), (b, BR, BN), (y, BM, BN)),
+            PRECISION=launch.precision(x.dtype),
+            INDEX=launch.index_type((x, BM, BK), (w, BK, BN), (a, BK, BR), (b, BR, BN), (y, BM, BN)),
             EVEN_K=K % BK == 0,
             BM=BM,
             BN=BN,
             BK=BK,
             BR=BR,
             GROUP_M=config.GROUP_M,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            enable_fp_fusion=True,
+            **launch.of_config(config),
         )

@@ -4,13 +4,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cora_kernels.backends.triton import launch
+from cora_kernels.backends.triton.indexing import first_slot, rows_of, segment_of_slot
 from cora_kernels.segments import Segments
-from cora_kernels.triton.launch import count_slots, device_guard, index_type, precision, walk
-from cora_kernels.triton.tiles import first_slot, rows_of, segment_of_slot
 
 
 @triton.jit
-def expand_fwd_kernel(
+def expand_kernel(
     s_ptr,
     b_ptr,
     bias_ptr,
@@ -74,31 +74,29 @@ def expand(
 ) -> Tensor:
     """y [M, N] = s [M, r]·b ([r, N] or [B, r, N]) + bias, or y += that, in place. Rows of y have unit inner stride."""
     (M, N), r = y.shape, b.shape[-2]
-    cu_seqlens, n_segments, length = walked = walk(segments, b.dim() == 3)
+    _, n_segments, _ = walked = launch.walk(segments, b.dim() == 3)
     if M == 0:
         return y
     rows = M // max(n_segments, 1)
     BM, BN, BR = 16 if rows <= 16 else 64, 128, 16
-    with device_guard(y):
-        expand_fwd_kernel[(count_slots(walked, M, BM) * triton.cdiv(N, BN),)](
-            s,
-            b,
-            bias,
-            y,
-            cu_seqlens,
-            M,
-            N,
-            r,
-            n_segments,
-            length,
-            b.stride(0) if b.dim() == 3 else 0,
-            b.stride(-2),
-            b.stride(-1),
-            y.stride(0),
-            0 if bias is None else bias.stride(0),
+    with launch.device_guard(y):
+        expand_kernel[(launch.count_slots(walked, M, BM) * triton.cdiv(N, BN),)](
+            s_ptr=s,
+            b_ptr=b,
+            bias_ptr=bias,
+            y_ptr=y,
+            M=M,
+            N=N,
+            r=r,
+            **launch.of_segments(walked),
+            stride_bi=b.stride(0) if b.dim() == 3 else 0,
+            stride_br=b.stride(-2),
+            stride_bn=b.stride(-1),
+            stride_ym=y.stride(0),
+            stride_bias=0 if bias is None else bias.stride(0),
             ADD=add,
-            PRECISION=precision(y.dtype),
-            INDEX=index_type((b, BR, BN), (y, BM, BN)),
+            PRECISION=launch.precision(y.dtype),
+            INDEX=launch.index_type((b, BR, BN), (y, BM, BN)),
             BM=BM,
             BN=BN,
             BR=BR,

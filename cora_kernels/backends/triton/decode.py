@@ -5,13 +5,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cora_kernels.backends.triton import launch
+from cora_kernels.planning.tile_sizes import multiprocessors
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import multiprocessors
-from cora_kernels.triton.launch import device_guard, index_type
 
 
 @triton.jit
-def decode_fwd_kernel(
+def decode_kernel(
     x_ptr,
     a_ptr,
     b_ptr,
@@ -104,32 +104,30 @@ def decode(
     columns = triton.cdiv(N, block)
     pieces = max(1, min(columns, triton.cdiv(2 * multiprocessors(x.device), segments.batch)))
     share = triton.cdiv(columns, pieces) * block
-    with device_guard(x):
-        decode_fwd_kernel[(segments.batch, triton.cdiv(N, share))](
-            x,
-            a,
-            b,
-            bias,
-            s,
-            y,
-            scaling if isinstance(scaling, Tensor) else None,
-            0.0 if isinstance(scaling, Tensor) else float(scaling),
-            N,
-            K,
-            r,
-            segments.length,
-            share,
-            x.stride(0),
-            a.stride(0) if a.dim() == 3 else 0,
-            a.stride(-2),
-            a.stride(-1),
-            b.stride(0) if b.dim() == 3 else 0,
-            b.stride(-2),
-            b.stride(-1),
-            y.stride(0),
-            0 if bias is None else bias.stride(0),
-            scaling.stride(0) if isinstance(scaling, Tensor) else 0,
-            INDEX=index_type((x, BT, block), (a, block, BR), (b, BR, block)),
+    with launch.device_guard(x):
+        decode_kernel[(segments.batch, triton.cdiv(N, share))](
+            x_ptr=x,
+            a_ptr=a,
+            b_ptr=b,
+            bias_ptr=bias,
+            s_ptr=s,
+            y_ptr=y,
+            N=N,
+            K=K,
+            r=r,
+            length=segments.length,
+            share=share,
+            stride_xm=x.stride(0),
+            stride_ai=a.stride(0) if a.dim() == 3 else 0,
+            stride_ak=a.stride(-2),
+            stride_ar=a.stride(-1),
+            stride_bi=b.stride(0) if b.dim() == 3 else 0,
+            stride_br=b.stride(-2),
+            stride_bn=b.stride(-1),
+            stride_ym=y.stride(0),
+            stride_bias=0 if bias is None else bias.stride(0),
+            **launch.of_scaling(scaling),
+            INDEX=launch.index_type((x, BT, block), (a, block, BR), (b, BR, block)),
             BT=BT,
             BK=block,
             BN=block,

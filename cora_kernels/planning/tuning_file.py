@@ -8,7 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+# Format 1 had other names for the strategies.
+FORMAT = 2
 
 
 def path_of(name: str) -> Path:
@@ -19,25 +20,29 @@ def path_of(name: str) -> Path:
 
 @lru_cache
 def load(name: str) -> dict[str, Any]:
-    """{"gpu": rates, "ways": choices by problem}: what was saved, or nothing, with a warning if it cannot be read."""
+    """{"gpu": rates, "strategies": by problem}: what was saved, or nothing, with a warning if it cannot be read."""
     path = path_of(name)
     try:
         found = json.loads(path.read_text())
         if found["format"] == FORMAT:
-            return {"gpu": found["gpu"], "ways": found["ways"]}
+            return {"gpu": found["gpu"], "strategies": found["strategies"]}
         warnings.warn(f"{path} is of another version of cora_kernels: run python -m cora_kernels.tune", stacklevel=2)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError) as error:
         warnings.warn(f"{path} cannot be read ({error}): run python -m cora_kernels.tune", stacklevel=2)
-    return {"gpu": {}, "ways": {}}
+    return {"gpu": {}, "strategies": {}}
 
 
-def save(name: str, gpu: dict[str, float], ways: dict[str, Any]) -> Path:
+def save(name: str, gpu: dict[str, float], strategies: dict[str, Any]) -> Path:
     """Adds to what the file holds and replaces it at once; the path of the file."""
     before, path = load(name), path_of(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"format": FORMAT, "gpu": before["gpu"] | gpu, "ways": before["ways"] | ways}
+    whole = {
+        "format": FORMAT,
+        "gpu": before["gpu"] | gpu,
+        "strategies": before["strategies"] | strategies,
+    }
     part = path.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps(whole, indent=1))
     part.replace(path)

@@ -1,4 +1,4 @@
-"""Tile sizes by kernel and part, hand-picked. `cora_kernels.cost` chooses among them."""
+"""Tile sizes by kernel and part, hand-picked, and the limits of the kernels. `planning.choose` picks among them."""
 
 from typing import NamedTuple
 
@@ -77,6 +77,13 @@ _GEMM_FP32 = {
     "gfx942": (GemmConfig(64, 64, 32, 4, 2), GemmConfig(16, 64, 32, 4, 2)),
 }
 
+# The CUDA C++ GEMM, as csrc/cuda/lowrank_gemm.cu has it; registers hold S beside a tile of 128 x 128 up to rank 16.
+_CUDA = (GemmConfig(128, 128, 32, 4, 4), GemmConfig(64, 64, 64, 4, 3), GemmConfig(16, 128, 64, 4, 3))
+_CUDA_BESIDE_WIDE_S = (GemmConfig(64, 128, 32, 4, 4), *_CUDA[1:])
+
+# Decode serves samples of at most so many rows, and so large a rank: its S lies in shared memory.
+DECODE_LENGTH = 8
+DECODE_RANK = 128
 # The largest rank that one pass serves: beyond it S·A costs more per column tile than a second read of x.
 ONE_PASS_RANK = 32
 # The largest rank whose dS and dB come from one read of g: beyond it they fill the registers.
@@ -88,6 +95,11 @@ def gemm_configs(arch: str, dtype: torch.dtype, one_pass: bool) -> tuple[GemmCon
     if dtype == torch.float32:
         return _GEMM_FP32[arch]
     return (_ONE_PASS if one_pass else _GEMM)[arch]
+
+
+def cuda_gemm_configs(rank: int) -> tuple[GemmConfig, ...]:
+    """The tiles of the CUDA C++ GEMM beside an S of this rank, or where S is given: rank 0."""
+    return _CUDA_BESIDE_WIDE_S if rank > 16 else _CUDA
 
 
 def shrink_config(arch: str, dtype: torch.dtype, rows: int) -> ShrinkConfig:

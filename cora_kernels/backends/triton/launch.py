@@ -1,14 +1,15 @@
 """What every launcher here asks of torch: the device to launch on, the precision allowed, the width of offsets."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from cora_kernels.planning.tile_sizes import GemmConfig, OuterConfig, ShrinkConfig, multiprocessors
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import multiprocessors
 
 Walked = tuple[Tensor | None, int, int]
 
@@ -44,8 +45,26 @@ def walk(segments: Segments, per_sample: bool) -> Walked:
     return segments.cu_seqlens, segments.batch, segments.length or 0
 
 
+def of_segments(walked: Walked) -> dict[str, Any]:
+    """The arguments of a kernel that say which segments it walks."""
+    cu_seqlens, n_segments, length = walked
+    return {"cu_ptr": cu_seqlens, "n_segments": n_segments, "length": length}
+
+
+def of_scaling(scaling: float | Tensor) -> dict[str, Any]:
+    """The arguments of a kernel that say how to scale: each sample by its own number, or all by one."""
+    if isinstance(scaling, Tensor):
+        return {"scaling_ptr": scaling, "scaling": 0.0, "stride_scaling": scaling.stride(0)}
+    return {"scaling_ptr": None, "scaling": float(scaling), "stride_scaling": 0}
+
+
+def of_config(config: GemmConfig | ShrinkConfig | OuterConfig) -> dict[str, Any]:
+    """The options of a launch; products and sums may be fused whatever the user asks of Triton elsewhere."""
+    return {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+
+
 def count_slots(walked: Walked, rows: int, BM: int) -> int:
-    """How many slots of BM rows the segments have; see tiles.first_slot."""
+    """How many slots of BM rows the segments have; see indexing.first_slot."""
     cu_seqlens, n_segments, length = walked
     return n_segments * triton.cdiv(length, BM) if cu_seqlens is None else rows // BM + n_segments
 

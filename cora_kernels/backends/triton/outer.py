@@ -5,15 +5,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cora_kernels.backends.triton import launch
+from cora_kernels.backends.triton.indexing import share_of_rows
+from cora_kernels.backends.triton.planes import sum_planes
+from cora_kernels.planning.tile_sizes import OuterConfig
 from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import OuterConfig
-from cora_kernels.triton.launch import device_guard, index_type, precision, rank_block, split_of, walk
-from cora_kernels.triton.planes import sum_planes
-from cora_kernels.triton.tiles import share_of_rows
 
 
 @triton.jit
-def outer_fwd_kernel(
+def outer_kernel(
     wide_ptr,
     narrow_ptr,
     out_ptr,
@@ -70,43 +70,39 @@ def outer(
 ) -> Tensor:
     """u [M, p], v [M, q] -> [B, p, q] if per_sample else [p, q]."""
     p, q = u.shape[1], v.shape[1]
-    cu_seqlens, n_segments, length = walk(segments, per_sample)
+    _, n_segments, _ = walked = launch.walk(segments, per_sample)
     shape = (n_segments, p, q) if per_sample else (p, q)
     if n_segments == 0 or u.shape[0] == 0:
         return torch.zeros(shape, dtype=dtype, device=u.device)
     wide, narrow, stride_op, stride_or = (u, v, q, 1) if p >= q else (v, u, 1, q)
     (M, P), r = wide.shape, narrow.shape[1]
-    BM, BP, BR = config.BM, config.BP, rank_block(r)
+    BM, BP, BR = config.BM, config.BP, launch.rank_block(r)
     columns, blocks = triton.cdiv(P, BP), triton.cdiv(r, BR)
-    split = split_of(columns * blocks * n_segments, triton.cdiv(M, n_segments * BM), u.device)
+    split = launch.split_of(columns * blocks * n_segments, triton.cdiv(M, n_segments * BM), u.device)
     out = torch.empty(split, *shape, dtype=dtype if split == 1 else torch.float32, device=u.device)
     both = (
         torch.promote_types(u.dtype, v.dtype) if u.dtype == v.dtype else min(u.dtype, v.dtype, key=lambda d: d.itemsize)
     )
-    with device_guard(u):
-        outer_fwd_kernel[(columns * n_segments, split, blocks)](
-            wide,
-            narrow,
-            out,
-            cu_seqlens,
-            M,
-            P,
-            r,
-            n_segments,
-            length,
-            wide.stride(0),
-            narrow.stride(0),
-            stride_op,
-            stride_or,
+    with launch.device_guard(u):
+        outer_kernel[(columns * n_segments, split, blocks)](
+            wide_ptr=wide,
+            narrow_ptr=narrow,
+            out_ptr=out,
+            M=M,
+            P=P,
+            r=r,
+            **launch.of_segments(walked),
+            stride_wm=wide.stride(0),
+            stride_nm=narrow.stride(0),
+            stride_op=stride_op,
+            stride_or=stride_or,
             DTYPE=_TRITON_DTYPES[both],
-            PRECISION=precision(both),
-            INDEX=index_type((wide, BM, BP), (narrow, BM, BR)),
+            PRECISION=launch.precision(both),
+            INDEX=launch.index_type((wide, BM, BP), (narrow, BM, BR)),
             BM=BM,
             BP=BP,
             BR=BR,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            enable_fp_fusion=True,
+            **launch.of_config(config),
         )
     return out[0] if split == 1 else sum_planes(out, dtype)
 

@@ -1,4 +1,4 @@
-"""The ways to run a call with these kernels, and the choice among them by `cora_kernels.cost`."""
+"""The calls of the backend as launches of its kernels, by the strategies that `cora_kernels.planning.choose` picks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,82 +6,70 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cora_kernels import cost
-from cora_kernels.segments import Segments
-from cora_kernels.triton.configs import (
-    SHRINK_OUTER_RANK,
+from cora_kernels.backends.triton.decode import decode
+from cora_kernels.backends.triton.expand import expand
+from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
+from cora_kernels.backends.triton.outer import outer as launch_outer
+from cora_kernels.backends.triton.shrink import shrink as launch_shrink
+from cora_kernels.backends.triton.shrink_outer import shrink_outer as launch_shrink_outer
+from cora_kernels.operands import Operands
+from cora_kernels.planning import choose, gpus
+from cora_kernels.planning.cost import Problem
+from cora_kernels.planning.tile_sizes import (
     GemmConfig,
     outer_config,
     shrink_config,
     shrink_outer_config,
 )
-from cora_kernels.triton.decode import decode
-from cora_kernels.triton.expand import expand
-from cora_kernels.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
-from cora_kernels.triton.outer import outer as launch_outer
-from cora_kernels.triton.shrink import shrink as launch_shrink
-from cora_kernels.triton.shrink_outer import shrink_outer as launch_shrink_outer
+from cora_kernels.segments import Segments
 
 
 def shrink(xs: Sequence[Tensor], factors: Sequence[Tensor], scaling: float | Tensor, segments: Segments) -> Tensor:
     """Σ_j scaling · xs[j]·factors[j], fp32."""
     rows = segments.rows if factors[0].dim() == 2 else segments.rows // max(segments.batch, 1)
-    config = shrink_config(cost.gpu_of(xs[0].device).arch, xs[0].dtype, rows)
+    config = shrink_config(gpus.gpu_of(xs[0].device).arch, xs[0].dtype, rows)
     return launch_shrink(xs, factors, scaling, segments, config)
 
 
 def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: torch.dtype) -> Tensor:
     computed = torch.float32 if u.dtype == v.dtype == torch.float32 else torch.bfloat16
-    config = outer_config(cost.gpu_of(u.device).arch, computed, min(u.shape[1], v.shape[1]))
+    config = outer_config(gpus.gpu_of(u.device).arch, computed, min(u.shape[1], v.shape[1]))
     return launch_outer(u, v, segments, per_sample, dtype, config)
 
 
 def shrink_outer(
-    g: Tensor,
-    b: Tensor,
-    s: Tensor,
-    scaling: float | Tensor,
-    segments: Segments,
-    width: int | None,
-    dtype: torch.dtype,
+    g: Tensor, operands: Operands, s: Tensor, need_dx: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor] | None:
-    """dS and dB from one read of g, where the cost rule finds that faster than apart; else None.
-
-    width: the columns of the dx that is wanted too, or None.
-    """
-    gpu = cost.gpu_of(g.device)
-    problem = cost.Problem(
-        *(g.shape[0], g.shape[1], width or 0, b.shape[-2], segments.batch, segments.length, g.dtype),
+    """dS and dB of a single linear from one read of g, where the cost rule finds that faster than apart; else None."""
+    (b,), scaling, segments = operands.lora_bs, operands.scaling, operands.segments
+    width = operands.weights[0].shape[1] if need_dx else 0
+    gpu = gpus.gpu_of(g.device)
+    problem = Problem(
+        *(g.shape[0], g.shape[1], width, b.shape[-2], segments.batch, segments.length, g.dtype),
         sample_a=b.dim() == 3,
     )
-    if problem.rank > SHRINK_OUTER_RANK or (isinstance(scaling, Tensor) and b.dim() == 2):
-        return None
-    if not cost.fuses(problem, gpu):
+    if (isinstance(scaling, Tensor) and b.dim() == 2) or not choose.fuses(problem, gpu):
         return None
     return launch_shrink_outer(g, b, s, scaling, segments, dtype, shrink_outer_config(gpu.arch, g.dtype))
 
 
 def forward(
     x: Tensor,
-    weights: Sequence[Tensor],
-    lora_as: Sequence[Tensor],
-    lora_bs: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    scaling: float | Tensor,
-    segments: Segments,
+    operands: Operands,
     s: Sequence[Tensor] | None = None,
-    way: str | None = None,
+    strategy: str | None = None,
     config: GemmConfig | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The backend's forward, in this way and with this tile if they are given: `cost.Plan` lists the ways.
+    """The backend's forward, by this strategy and with this tile if they are given: `cost.Plan` lists the strategies.
 
     S that one projection computed serves the others that share its A.
     """
+    weights, lora_as, lora_bs, biases, _, _ = operands
     ys, ss = [], [] if s is None else list(s)
     for j, (weight, b, bias) in enumerate(zip(weights, lora_bs, biases, strict=True)):
-        i = j % len(lora_as)
+        i = operands.a_of(j)
         ready = ss[i] if i < len(ss) else None
-        y, computed = _low_rank(x, weight.t(), lora_as[i], b, scaling, segments, ready, bias, None, way, config)
+        y, computed = _low_rank(x, weight.t(), lora_as[i], b, operands, ready, bias, None, strategy, config)
         ys.append(y)
         ss[i : i + 1] = [computed]
     return ys, ss
@@ -89,16 +77,13 @@ def forward(
 
 def backward_input(
     gs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    lora_as: Sequence[Tensor],
-    lora_bs: Sequence[Tensor],
-    scaling: float | Tensor,
-    segments: Segments,
+    operands: Operands,
     need_dx: bool,
     ds: Sequence[Tensor] | None = None,
-    way: str | None = None,
+    strategy: str | None = None,
 ) -> tuple[Tensor | None, list[Tensor]]:
     """The backend's backward_input: dx is the forward with g for x, Bᵀ for A and Aᵀ for B, summed over the group."""
+    weights, lora_as, lora_bs, _, scaling, segments = operands
     factors, n_a = [b.transpose(-1, -2) for b in lora_bs], len(lora_as)
     dss = [] if ds is None else list(ds)
     if ds is None and n_a < len(gs):
@@ -110,9 +95,8 @@ def backward_input(
     dx: Any = None
     for j, a in enumerate(lora_as):
         ready = dss[j] if j < len(dss) else None
-        dx, computed = _low_rank(
-            gs[j], weights[j], factors[j], a.transpose(-1, -2), scaling, segments, ready, None, dx, way, None
-        )
+        back = a.transpose(-1, -2)
+        dx, computed = _low_rank(gs[j], weights[j], factors[j], back, operands, ready, None, dx, strategy, None)
         dss[j : j + 1] = [computed]
     for g, weight in zip(gs[n_a:], weights[n_a:], strict=True):
         dx.addmm_(g, weight)
@@ -124,32 +108,26 @@ def _low_rank(
     w: Tensor,
     a: Tensor,
     b: Tensor,
-    scaling: float | Tensor,
-    segments: Segments,
+    operands: Operands,
     s: Tensor | None,
     bias: Tensor | None,
     y: Tensor | None,
-    way: str | None,
+    strategy: str | None,
     config: GemmConfig | None,
 ) -> tuple[Tensor, Tensor]:
-    """x·w + S·b + bias, added to y if there is one, and S: in the way asked for, or the fastest by the cost rule."""
-    problem = cost.Problem(
-        *(x.shape[0], x.shape[1], w.shape[1], b.shape[-2], segments.batch, segments.length, x.dtype),
-        sample_a=a.dim() == 3 or isinstance(scaling, Tensor),
-        sample_b=b.dim() == 3,
-        s_given=s is not None,
-    )
-    plan = cost.choose(problem, cost.gpu_of(x.device), way)
+    """x·w + S·b + bias, added to y if there is one, and S: by the strategy asked for, or the one that is planned."""
+    scaling, segments, add = operands.scaling, operands.segments, y is not None
+    problem = choose.problem_of(x, w, a, b, scaling, segments, s_given=s is not None, added=add)
+    plan = choose.choose(problem, gpus.gpu_of(x.device), "triton", strategy)
     config = config or plan.config
-    if plan.way == "decode" and y is None:
+    if plan.strategy == "decode":
         y, s = decode(x, a, b, scaling, segments, bias)
         return y.addmm_(x, w), s
-    if plan.way == "one_pass" and config is not None:
+    if plan.strategy == "one_pass" and config is not None:
         return lowrank_gemm_one_pass(x, w, a, b, scaling, segments, config, bias, y)
     if s is None:
         s = shrink([x], [a], scaling, segments)
-    if plan.way == "two_kernels" and config is not None:
+    if plan.strategy == "two_kernels" and config is not None:
         return lowrank_gemm(x, w, s, b, segments, config, bias, y), s
-    add = y is not None
     y = expand(s, b, segments, x.new_empty(x.shape[0], w.shape[1]) if y is None else y, bias, add)
     return y.addmm_(x, w), s

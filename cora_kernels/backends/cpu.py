@@ -1,0 +1,90 @@
+"""The backend "cpu": C++ kernels for x86 processors, csrc/cpu. Usable where the extension `_C` was built."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cora_kernels.backends import extension
+from cora_kernels.operands import Operands
+from cora_kernels.segments import Segments
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _why_not() -> str | None:
+    if extension.unavailable is None and extension._C.cpu_isa() is None:
+        return "the CPU kernels need an x86 processor with AVX2, FMA and F16C"
+    return extension.unavailable
+
+
+_unavailable = _why_not()
+_fast_path_group = None if _unavailable else extension._C.fast_path_group
+
+
+def availability() -> str | None:
+    return _unavailable
+
+
+def fast_path(*call: object) -> tuple[Tensor, ...] | None:
+    """lora_linear_group(x, weights, lora_as, lora_bs, biases, scaling) with its backward, all of it in C++; or None.
+
+    None, unless the call is right, padded and served here as it stands: csrc/cpu/fast_path.h.
+    """
+    return None if _fast_path_group is None else _fast_path_group(*call)
+
+
+def not_supported_reasons(x: Tensor, operands: Operands) -> list[str]:
+    reasons = []
+    if x.device.type != "cpu":
+        reasons.append(f"it runs on the CPU, x is on {x.device}")
+    if x.dtype not in _DTYPES:
+        reasons.append(f"x must be float32, bfloat16 or float16, got {x.dtype}")
+    for matrix in (*operands.weights, *operands.lora_as, *operands.lora_bs):
+        if matrix.dtype not in _DTYPES:
+            reasons.append(f"weight, lora_a and lora_b must be float32, bfloat16 or float16, got {matrix.dtype}")
+    return reasons
+
+
+def shrink(x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments) -> Tensor:
+    return extension.shrink(torch.ops.cora_kernels.cpu_shrink.default, x, a, scaling, segments)
+
+
+def forward(x: Tensor, operands: Operands, s: Sequence[Tensor] | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    return extension.forward(torch.ops.cora_kernels.cpu_forward.default, x, operands, s)
+
+
+def backward_input(
+    gs: Sequence[Tensor], operands: Operands, need_dx: bool, ds: Sequence[Tensor] | None = None
+) -> tuple[Tensor | None, list[Tensor]]:
+    return extension.backward_input(torch.ops.cora_kernels.cpu_backward_input.default, gs, operands, need_dx, ds)
+
+
+def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: torch.dtype) -> Tensor:
+    return extension.outer(torch.ops.cora_kernels.cpu_outer.default, u, v, segments, per_sample, dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """o [M, H, D]; and what its backward needs of each row of scores: the largest, and one over the sum, [2, H, M]."""
+    return torch.ops.cora_kernels.cpu_attention.default(q, k, v, cu_seqlens, scale)
+
+
+def attention_backward(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, sums: Tensor, cu_seqlens: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv."""
+    return torch.ops.cora_kernels.cpu_attention_backward.default(g, q, k, v, sums, cu_seqlens, scale)
+
+
+def _fake_attention(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(2, q.shape[1], q.shape[0], dtype=torch.float32)
+
+
+def _fake_attention_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+if extension.loaded:
+    extension.register_fakes("cpu")
+    torch.library.register_fake("cora_kernels::cpu_attention", _fake_attention)
+    torch.library.register_fake("cora_kernels::cpu_attention_backward", _fake_attention_backward)

@@ -1,0 +1,220 @@
+"""The native extension `_C` and calls of ops: whether it is there, how arguments travel, what the ops return.
+
+The ops of every backend take the same arguments in the same order: see `csrc/bindings.cpp`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cora_kernels.operands import Operands
+from cora_kernels.segments import Segments
+
+try:
+    from cora_kernels import _C
+except ImportError as error:
+    # Python calls a module that is not there a circular import.
+    loaded, _missing = False, str(error) if find_spec("cora_kernels._C") else "it was not built"
+else:
+    loaded, _missing = True, ""
+
+
+def _why_not() -> str | None:
+    if not loaded:
+        return f"the native extension is not there ({_missing}): install with a C++ compiler and --no-build-isolation"
+    if _C.torch_version.split(".")[:2] != torch.__version__.split(".")[:2]:
+        return f"the native extension was built for torch {_C.torch_version}, this is {torch.__version__}"
+    return None
+
+
+OPS = ("shrink", "forward", "backward_input", "outer")
+
+# Why `_C` cannot serve, or None.
+unavailable = _why_not()
+
+_LIBRARY = torch.library.Library("cora_kernels", "FRAGMENT")
+
+
+def shrink(op: Callable[..., Any], x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments) -> Tensor:
+    return op(x, a, *_scaling(scaling), segments.cu_seqlens, segments.batch)
+
+
+def forward(
+    op: Callable[..., Any], x: Tensor, operands: Operands, s: Sequence[Tensor] | None, *choice: object
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`choice`: what the op takes beyond the arguments of all."""
+    weights, lora_as, lora_bs, biases, scaling, segments = operands
+    out = op(
+        x,
+        list(weights),
+        list(lora_as),
+        list(lora_bs),
+        list(biases),
+        *_scaling(scaling),
+        segments.cu_seqlens,
+        segments.batch,
+        list(s or ()),
+        *choice,
+    )
+    return out[: len(weights)], out[len(weights) :] if s is None else list(s)
+
+
+def backward_input(
+    op: Callable[..., Any],
+    gs: Sequence[Tensor],
+    operands: Operands,
+    need_dx: bool,
+    ds: Sequence[Tensor] | None,
+    *choice: object,
+) -> tuple[Tensor | None, list[Tensor]]:
+    weights, lora_as, lora_bs, _, scaling, segments = operands
+    out = op(
+        list(gs),
+        list(weights) if need_dx else [],
+        list(lora_as) if need_dx else [],
+        list(lora_bs),
+        *_scaling(scaling),
+        segments.cu_seqlens,
+        segments.batch,
+        len(lora_as),
+        list(ds or ()),
+        *choice,
+    )
+    dx = out[0] if need_dx else None
+    return dx, out[int(need_dx) :] if ds is None else list(ds)
+
+
+def outer(
+    op: Callable[..., Any], u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: torch.dtype
+) -> Tensor:
+    return op(u, v, segments.cu_seqlens, segments.batch, per_sample, dtype)
+
+
+def _scaling(scaling: float | Tensor) -> tuple[Tensor | None, float]:
+    """Scales for each sample, or one for all: a float, as a tensor where torch.compile would bake its value in."""
+    if isinstance(scaling, Tensor):
+        return scaling, 1.0
+    if torch.compiler.is_compiling():
+        return torch.ones(()) * scaling, 1.0
+    return None, scaling
+
+
+def register_fakes(prefix: str, names: Iterable[str] = OPS, library: torch.library.Library | None = None) -> None:
+    """What the ops `{prefix}_{name}` return, without data."""
+    for name in names:
+        torch.library.register_fake(f"cora_kernels::{prefix}_{name}", _FAKES[name], lib=library)
+
+
+def define_ops(prefix: str, calls: Mapping[str, Callable[..., Any]]) -> None:
+    """Registers functions of a backend as ops `{prefix}_{name}`: for choices that torch.compile must not trace.
+
+    A scaling that torch.compile has made a tensor arrives as one without dimensions, on the CPU: to read it is no wait.
+    """
+    shared = "Tensor? scales, float scaling, Tensor? cu_seqlens, SymInt batch"
+
+    def scaling_of(scales: Tensor | None, scaling: float) -> float | Tensor:
+        return scaling if scales is None else scales if scales.dim() else scales.item()
+
+    def segments_of(rows: Tensor, cu_seqlens: Tensor | None, batch: int) -> Segments:
+        length = rows.shape[0] // max(batch, 1) if cu_seqlens is None else None
+        return Segments(batch, rows.shape[0], length, cu_seqlens)
+
+    def shrink(x: Tensor, *call: Any) -> Tensor:
+        a, scales, scaling, cu_seqlens, batch = call
+        return calls["shrink"](x, a, scaling_of(scales, scaling), segments_of(x, cu_seqlens, batch))
+
+    def forward(x: Tensor, *call: Any) -> list[Tensor]:
+        weights, lora_as, lora_bs, biases, scales, scaling, cu_seqlens, batch, s = call
+        segments = segments_of(x, cu_seqlens, batch)
+        operands = Operands(weights, lora_as, lora_bs, biases, scaling_of(scales, scaling), segments)
+        ys, ss = calls["forward"](x, operands, s or None)
+        return ys if s else ys + ss
+
+    def backward_input(gs: list[Tensor], *call: Any) -> list[Tensor]:
+        weights, lora_as, lora_bs, scales, scaling, cu_seqlens, batch, n_a, ds = call
+        segments = segments_of(gs[0], cu_seqlens, batch)
+        operands = Operands(weights, lora_as or [None] * n_a, lora_bs, [], scaling_of(scales, scaling), segments)
+        dx, dss = calls["backward_input"](gs, operands, len(weights) > 0, ds or None)
+        return ([dx] if weights else []) + ([] if ds else dss)
+
+    def outer(u: Tensor, *call: Any) -> Tensor:
+        v, cu_seqlens, batch, per_sample, dtype = call
+        return calls["outer"](u, v, segments_of(u, cu_seqlens, batch), per_sample, dtype)
+
+    for schema, op in (
+        (f"shrink(Tensor x, Tensor a, {shared}) -> Tensor", shrink),
+        (
+            "forward(Tensor x, Tensor[] weights, Tensor[] lora_as, Tensor[] lora_bs, Tensor?[] biases, "
+            f"{shared}, Tensor[] s) -> Tensor[]",
+            forward,
+        ),
+        (
+            "backward_input(Tensor[] gs, Tensor[] weights, Tensor[] lora_as, Tensor[] lora_bs, "
+            f"{shared}, int n_a, Tensor[] ds) -> Tensor[]",
+            backward_input,
+        ),
+        (
+            "outer(Tensor u, Tensor v, Tensor? cu_seqlens, SymInt batch, bool per_sample, ScalarType dtype) -> Tensor",
+            outer,
+        ),
+    ):
+        if op.__name__ in calls:
+            _LIBRARY.define(f"{prefix}_{schema}")
+            _LIBRARY.impl(f"{prefix}_{op.__name__}", op, "CompositeExplicitAutograd")
+    register_fakes(prefix, calls, _LIBRARY)
+
+
+def _fake_shrink(x: Tensor, a: Tensor, *_: object) -> Tensor:
+    return x.new_empty(x.shape[0], a.shape[-1], dtype=torch.float32)
+
+
+def _fake_forward(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    lora_as: Sequence[Tensor],
+    lora_bs: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    scales: Tensor | None,
+    scaling: float,
+    cu_seqlens: Tensor | None,
+    batch: int,
+    s: Sequence[Tensor],
+    *choice: object,
+) -> list[Tensor]:
+    ys = [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights]
+    return ys + ([] if s else [_fake_shrink(x, a) for a in lora_as])
+
+
+def _fake_backward_input(
+    gs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    lora_as: Sequence[Tensor],
+    lora_bs: Sequence[Tensor],
+    scales: Tensor | None,
+    scaling: float,
+    cu_seqlens: Tensor | None,
+    batch: int,
+    n_a: int,
+    ds: Sequence[Tensor],
+    *choice: object,
+) -> list[Tensor]:
+    dx = [gs[0].new_empty(gs[0].shape[0], weights[0].shape[1])] if weights else []
+    return dx + ([] if ds else [_fake_shrink(gs[0], b.transpose(-1, -2)) for b in lora_bs[:n_a]])
+
+
+def _fake_outer(
+    u: Tensor, v: Tensor, cu_seqlens: Tensor | None, batch: int, per_sample: bool, dtype: torch.dtype
+) -> Tensor:
+    shape = (batch, u.shape[1], v.shape[1]) if per_sample else (u.shape[1], v.shape[1])
+    return u.new_empty(shape, dtype=dtype)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "shrink": _fake_shrink,
+    "forward": _fake_forward,
+    "backward_input": _fake_backward_input,
+    "outer": _fake_outer,
+}
