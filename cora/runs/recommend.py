@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cora.data import liked_before
 from cora.llm.loading import chosen_dtype, load_tokenizer
 from cora.methods.cora.model import CoRAModel
 from cora.prompts import PromptCollator, PromptDataset
@@ -68,14 +69,14 @@ def recommend(run: str | Path, user: str, top: int = 10, candidates: int = 100) 
     rows = _unseen(frame, chosen)
     if not (frame["user_id"] == chosen).any():
         model.embeddings.lookup_users([chosen])  # which reports it
-    # Of all rows one and the same past, the whole: the vector of the first is that of all.
-    vectors = config.user_vectors(model.embeddings, rows[:1].assign(timestamp=np.iinfo(np.int64).max), frame)
+    # Of all rows one and the same past, the whole: the vector and the history of the first are those of all.
+    now = rows[:1].assign(timestamp=np.iinfo(np.int64).max)
+    vectors = config.user_vectors(model.embeddings, now, frame)
     vectors = None if vectors is None else vectors.expand(len(rows), -1)
     alone = model.embeddings.score(rows["user_id"].tolist(), rows["item_id"].tolist(), vectors).numpy()
     best = np.argsort(-alone, kind="stable")[:candidates]
     rows, vectors = rows.iloc[best], None if vectors is None else vectors[: len(best)]
-    liked = frame.loc[(frame["user_id"] == chosen) & (frame["label"] == 1), "item_id"].tolist()
-    history = liked[max(0, len(liked) - model.config.max_history) :]
+    (history,) = liked_before(now, frame, model.config.max_history)
     scores = score(rows.assign(label=0, history=[history] * len(rows)), vectors, True)
     best = np.argsort(-scores, kind="stable")[:top]
     table = pd.DataFrame(
