@@ -1,52 +1,56 @@
 """RecBole atomic files: a `.inter` file of events and beside it a `.item` file with the titles."""
 
-import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
+from cora.data.choosing import event_columns, item_columns
+from cora.data.parts import PARTS
+from cora.data.problems import listed, problem, shown_path
+from cora.data.rows import Rows, Source, together
+from cora.data.text import Choose, read_separated
 
-from cora.data.columns import columns, ids, text_table
+FORMS = "one .inter file, or NAME.train.inter and NAME.valid.inter"
+_TYPES = ("token", "token_seq", "float", "float_seq")
 
 
 def reads(path: Path) -> bool:
-    """A `.inter` file, or a folder with one."""
-    return len(list(path.glob("*.inter"))) == 1 if path.is_dir() else path.suffix == ".inter"
+    """A `.inter` file, or a folder with any."""
+    return any(path.glob("*.inter")) if path.is_dir() else path.suffix == ".inter"
 
 
-def read(path: Path) -> tuple[pd.DataFrame, dict[Any, str]]:
-    """The rows, and item_id → title of the `.item` file."""
-    inter = next(path.glob("*.inter")) if path.is_dir() else path
-    item = inter.with_suffix(".item")
+def read(path: Path) -> Source:
+    """One `.inter` file, or those of a split (NAME.train.inter, NAME.valid.inter and maybe NAME.test.inter), fields
+    separated by tabs and without quotes, and the `.item` file of that name; each header says `name:type`."""
+    files = _files(path)
+    first = next(iter(files.values()))
+    item = first.with_suffix(".item") if "" in files else first.with_suffix("").with_suffix(".item")
     if not item.exists():
-        raise FileNotFoundError(f"{inter}: the titles are missing, expected them in {item}")
-    rows = columns(_atomic(inter), inter)
-    items = _atomic(item)
-    title = next((c for c in items if c in ("title", "name") or c.endswith(("_title", "_name"))), None)
-    if "item_id" not in items or title is None:
-        raise ValueError(
-            f"{item}: expected the columns item_id and title (or movie_title, name ...), found {list(items)}"
-        )
-    names = items[title].str.strip()
-    if "release_year" in items:
-        year = items["release_year"].str.strip()
-        names = names.where(~year.str.fullmatch(r"\d{4}"), names + " (" + year + ")")
-    # Text ids turn into numbers in both files or in neither.
-    known = ids(pd.concat([items["item_id"], rows["item_id"]], ignore_index=True), item, parse=True)
-    item_ids, rows["item_id"] = known[: len(items)], known[len(items) :].to_numpy()
-    repeated = item_ids[item_ids.duplicated()].tolist()
-    if repeated:
-        raise ValueError(f"{item}: item_id must be unique, {len(repeated)} repeated, for example {repeated[:3]}")
-    rows["user_id"] = ids(rows["user_id"], inter, parse=True)
-    return rows, dict(zip(item_ids.tolist(), names.tolist(), strict=True))
+        raise FileNotFoundError(f"{shown_path(first)}: the titles are missing, expected them in {item.name} beside it")
+    events = [_atomic(file, lambda file, names: event_columns(file, names, titled=False)) for file in files.values()]
+    return Source(together(events), tuple(files), _atomic(item, item_columns))
 
 
-def _atomic(path: Path) -> pd.DataFrame:
-    """A RecBole atomic file as text columns, the `:type` of each header name checked and removed."""
-    rows = text_table(path, sep="\t", quoting=csv.QUOTE_NONE)
-    untyped = [c for c in rows if c.rpartition(":")[2] not in ("token", "token_seq", "float", "float_seq")]
-    if untyped:
-        raise ValueError(
-            f"{path}: a header of `name:type` expected (token, token_seq, float, float_seq), found {untyped}"
-        )
-    return rows.rename(columns=lambda c: c.rpartition(":")[0])
+def _files(path: Path) -> dict[str, Path]:
+    found = sorted(path.glob("*.inter")) if path.is_dir() else [path]
+    if len(found) == 1:
+        return {"": found[0]}
+    parts = {file.with_suffix("").suffix.removeprefix("."): file for file in found}
+    names = {file.with_suffix("").stem for file in found}
+    if len(parts) < len(found) or len(names) > 1 or not {"train", "valid"} <= parts.keys() <= set(PARTS):
+        raise problem(path, f"expected {FORMS}, found {listed(file.name for file in found)}")
+    return {part: parts[part] for part in PARTS if part in parts}
+
+
+def _atomic(path: Path, choose: Choose) -> Rows:
+    """The columns chosen by their names without `:type`, which each name in the header has."""
+
+    def choose_typed(file: Path, found: Sequence[str]) -> Mapping[str, str]:
+        untyped = [name for name in found if name.rpartition(":")[2] not in _TYPES]
+        if untyped:
+            raise problem(file, f"a header of `name:type` expected ({', '.join(_TYPES)}), found {listed(untyped)}")
+        bare = [name.rpartition(":")[0] for name in found]
+        return {ours: found[bare.index(name)] for ours, name in choose(file, bare).items()}
+
+    rows = read_separated(path, choose_typed, "\t", quoted=False)
+    bare = {ours: name.rpartition(":")[0] for ours, name in rows.names.items()}
+    return Rows(rows.table, bare, rows.files, rows.sizes, rows.lines, rows.is_text)
