@@ -8,7 +8,7 @@ from cora.data.problems import listed, problem, shown_path
 from cora.data.rows import Source
 from cora.data.text import Choose, is_utf8, read_separated
 
-FORMS = "MovieLens files: u.data and u.item, ratings.dat and movies.dat, or ratings.csv and movies.csv"
+FORMS = "MovieLens' files"
 _ITEMS = {"u.data": "u.item", "ratings.dat": "movies.dat", "ratings.csv": "movies.csv"}
 _RATINGS = {"user_id": "userId", "item_id": "movieId", "rating": "rating", "timestamp": "timestamp"}
 _MOVIES = {"item_id": "movieId", "title": "title"}

@@ -98,7 +98,7 @@ def _tables(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
         if _is_hidden(path):
             continue
         if path.is_dir():
-            if path.name in ("data", "default") or "=" in path.name or path.name in _PART_NAMES:
+            if "=" in path.name or path.name.lower() in ("data", "default", *_PART_NAMES):
                 yield from _tables(path, suffixes)
         elif suffix_of(path, suffixes) and path.name not in ("dataset_infos.json", "dataset_dict.json", "state.json"):
             yield path
@@ -111,11 +111,11 @@ def _is_hidden(path: Path) -> bool:
 def _part_of(file: Path, folder: Path, suffixes: Sequence[str]) -> tuple[str, Path] | None:
     """The part that the file's own name says, or else that of the nearest folder that says one; and what says it: the
     name without numbers, or the folder."""
-    named = _NAMED.fullmatch(stem(file, suffixes))
+    named = _NAMED.fullmatch(stem(file, suffixes).lower())
     if named:
         return _PART_NAMES[named[1]], file.with_name(_unnumbered(file))
     for parent in file.parents[: len(file.relative_to(folder).parts) - 1]:
-        if part := _PART_NAMES.get(parent.name.removeprefix("split=")):
+        if part := _PART_NAMES.get(parent.name.lower().removeprefix("split=")):
             return part, parent
     return None
 

@@ -13,7 +13,7 @@ from cora.data.problems import clipped, problem
 from cora.data.rows import Rows, Source, plain, together
 from cora.data.text import read_separated
 
-FORMS = "train and valid, or numbered parts, as .parquet, .csv, .tsv or .jsonl (.gz)"
+FORMS = "train and valid or numbered parts as .parquet, .csv, .tsv or .jsonl"
 
 
 def reads(path: Path) -> bool:

@@ -50,7 +50,7 @@ def times(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         if not pc.any(is_number).as_py():
             return _of_dates(rows, column.to_pylist())
         if not pc.all(is_number).as_py():
-            raise rows.wrong(_first(pc.invert(is_number)), "timestamp", "must be a number, as it is in other rows")
+            raise rows.wrong(_first(pc.invert(is_number)), "timestamp", "must be a number, as in other rows")
     if of_kind in ("text", "integer", "decimal"):
         return _of_text(rows, column.cast(pa.large_string()))
     raise rows.wrong(0, "timestamp", f"{_EXPECTED}, not of the type {of_kind}")
@@ -96,7 +96,7 @@ def _in_seconds(rows: Rows, whole: np.ndarray, fractions: np.ndarray) -> tuple[n
         value = shown(rows.column("timestamp")[0].as_py())
         raise problem(
             rows.place(0),
-            f"timestamp {value} reads as a date without separators and as {_UNITS[unit]}; write 2014-07-18",
+            f"timestamp {value} may be a date without separators or {_UNITS[unit]}; write 2014-07-18",
         )
     per_second = 10 ** (3 * unit)
     nanoseconds = (whole % per_second + fractions) * (10**9 // per_second)

@@ -119,7 +119,9 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_folder_with_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("hello")
-    with pytest.raises(ValueError, match=r"nothing to read: found \['readme.txt'\], expected one .inter file"):
+    with pytest.raises(
+        ValueError, match=r"nothing to read: found \['readme.txt'\], expected one .inter file.*; train and valid"
+    ):
         load_interactions(tmp_path)
 
 
