@@ -25,7 +25,7 @@ from cora.collaborative import CollaborativeEmbeddings, train_mf
 from cora.data import Splits
 from cora.llm.loading import chosen_dtype, load_base, load_tokenizer
 from cora.methods.cora.model import CoRAModel
-from cora.prompts import PromptCollator, PromptDataset
+from cora.prompts import PromptCollator, PromptDataset, PromptEncoder
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import collaborative_scores, score_prompts, summary
 from cora.runs.pictures import training_picture
@@ -49,6 +49,9 @@ def train(config: RunConfig, out: str | Path) -> dict[str, Any]:
     arguments = _arguments(config, run)
     tokenizer = load_tokenizer(config.model)
     settings = config.model_config().with_answer_ids(tokenizer)
+    # What the data and the settings cannot do together is refused now, rather than after vectors have been trained.
+    PromptEncoder(tokenizer, settings.template, settings.max_length)
+    part, rows = _rows(config, splits)
     run.open(config)
     if run.metrics.is_file():
         print(f"{run.path} holds this run, finished")
@@ -59,7 +62,6 @@ def train(config: RunConfig, out: str | Path) -> dict[str, Any]:
     base = load_base(config.model, dtype=chosen_dtype(config.dtype, arguments.device))
     model = CoRAModel(base, settings, embeddings).to(arguments.device)
     print(model.patch)
-    part, rows = _rows(config, splits)
     for frame in rows.values():
         # Unknown ids are reported at their first lookup: now, rather than between the lines of a progress bar.
         embeddings.score(frame["user_id"].tolist(), frame["item_id"].tolist())
