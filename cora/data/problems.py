@@ -13,7 +13,8 @@ _LONGEST_VALUE = 60
 
 def problem(where: str | Path, text: str) -> ValueError:
     """`where: text`, in at most 300 characters; of a long path the end is kept."""
-    return ValueError(clipped(f"{shown_path(where) if isinstance(where, Path) else where}: {text}", _LONGEST))
+    line = " ".join(f"{shown_path(where) if isinstance(where, Path) else where}: {text}".splitlines())
+    return ValueError(clipped(line.rstrip(), _LONGEST))
 
 
 def shown_path(path: Path) -> str:

@@ -95,9 +95,13 @@ class _Collected:
 def reading(file: Path) -> Iterator[None]:
     """Errors of decoding and of unpacking as errors about the file."""
     try:
-        yield
-    except UnicodeDecodeError as error:
-        raise problem(f"{shown_path(file)}, line {_undecodable(file)}", f"expected UTF-8 text, {error}") from None
+        try:
+            yield
+        except UnicodeDecodeError:
+            line, byte = _undecodable(file)
+            raise problem(
+                f"{shown_path(file)}, line {line}", f"expected UTF-8 text, got the byte {byte:#04x}"
+            ) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise problem(file, f"cannot be unpacked by gzip ({error})") from None
 
@@ -109,15 +113,15 @@ def open_text(file: Path, encoding: str, newline: str | None) -> IO[str]:
     return file.open(encoding=encoding, newline=newline)
 
 
-def _undecodable(file: Path) -> int:
-    opened: IO[bytes] = gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb")  # type: ignore[assignment]
-    with opened as lines:
+def _undecodable(file: Path) -> tuple[int, int]:
+    """The line and the value of the first byte that is not UTF-8."""
+    with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 line.decode()
-            except UnicodeDecodeError:
-                return number
-    return number
+            except UnicodeDecodeError as error:
+                return number, line[error.start]
+    raise ValueError(f"{file}: all of it is UTF-8")
 
 
 def _line_end(file: Path, encoding: str) -> str:
