@@ -137,9 +137,10 @@ def _is_text(title: str | None) -> bool:
 
 def _without_repeats(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
     kept = rows.drop_duplicates(["user_id", "item_id", "timestamp"], keep="last")
-    if len(kept) < len(rows):
+    dropped = len(rows) - len(kept)
+    if dropped:
         warnings.warn(
-            f"{path}: {len(rows) - len(kept)} rows repeat the user, item and timestamp of a later row and are dropped",
+            f"{shown_path(path)}: {dropped} rows repeat the user, item and timestamp of a later row and are dropped",
             stacklevel=3,
         )
     return kept

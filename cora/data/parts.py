@@ -12,19 +12,20 @@ _PART_NAMES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 _NAMED = re.compile(rf"({'|'.join(_PART_NAMES)})([-_.][0-9].*)?")
-_NUMBERED = re.compile(r"part[-_.]?[0-9].*|[0-9]+|.*-[0-9]+-of-[0-9]+")
-_OF = re.compile(r".*-[0-9]+-of-([0-9]+)")
+_NUMBERED = re.compile(r"part[-_.]?[0-9].*|[0-9]+|.*-[0-9]+-of-[0-9]+(-.*)?")
+_OF = re.compile(r".*-[0-9]+-of-([0-9]+)(-.*)?")
 
 
 def part_files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
     """The files of a folder by part of a split, "" for those of a source that is not split; {} if it holds none.
 
     A part's name is that of its file (train.csv, validation-00000-of-00002.parquet) or of its folder (train/,
-    split=train/); `data/`, `default/` and folders named key=value may lie between. A part may be several files:
-    numbered ones of one name, or all there are in its folder. Files that are not split are those called by a number,
-    with `part` or a name before it (part-00000-….snappy.parquet, 0000.parquet, data-00000-of-00001.parquet), or files
-    of one name but for numbers, one alone being such, with nothing but documents beside them. Hidden files and those
-    that begin with "_" (_SUCCESS) are passed over, and so are, beside numbered files or those of a split, all others.
+    split=train/, train.parquet/); `data/`, `default/` and folders named key=value may lie between. A part may be
+    several files: numbered ones of one name, or all there are in its folder. Files that are not split are those called
+    by a number, with `part` or a name before it (part-00000-….snappy.parquet, 0000.parquet,
+    data-00000-of-00001.parquet), or files of one name but for numbers, one alone being such, with nothing but documents
+    beside them. Hidden files and those that begin with "_" (_SUCCESS) are passed over, and so are, beside numbered
+    files or those of a split, all others.
 
     Raises ValueError, naming the folder, for a part that is there twice or lacks a numbered file, and for files of a
     split beside parts of a source that is not split.
@@ -84,7 +85,7 @@ def _names(folder: Path, files: Iterable[Path]) -> str:
 
 def stem(file: Path, suffixes: Sequence[str]) -> str:
     """The name without the suffix, as short as it can be: of part-0.snappy.parquet `part-0`."""
-    name = file.name[: -len(suffix_of(file, suffixes) or "")]
+    name = file.name[: len(file.name) - len(suffix_of(file, suffixes) or "")]
     return name.removesuffix(".snappy").removesuffix(".gz").removesuffix(".zstd")
 
 
@@ -98,7 +99,7 @@ def _tables(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
         if _is_hidden(path):
             continue
         if path.is_dir():
-            if "=" in path.name or path.name.lower() in ("data", "default", *_PART_NAMES):
+            if "=" in path.name or path.name in ("data", "default") or _folder_part(path, suffixes):
                 yield from _tables(path, suffixes)
         elif suffix_of(path, suffixes) and path.name not in ("dataset_infos.json", "dataset_dict.json", "state.json"):
             yield path
@@ -113,11 +114,16 @@ def _part_of(file: Path, folder: Path, suffixes: Sequence[str]) -> tuple[str, Pa
     name without numbers, or the folder."""
     named = _NAMED.fullmatch(stem(file, suffixes).lower())
     if named:
-        return _PART_NAMES[named[1]], file.with_name(_unnumbered(file))
+        return _PART_NAMES[named[1]], file.with_name(named[1] + ("-0." if named[2] else "."))
     for parent in file.parents[: len(file.relative_to(folder).parts) - 1]:
-        if part := _PART_NAMES.get(parent.name.lower().removeprefix("split=")):
+        if part := _folder_part(parent, suffixes):
             return part, parent
     return None
+
+
+def _folder_part(folder: Path, suffixes: Sequence[str]) -> str | None:
+    """The part that the name of a folder says: train, split=train, or Spark's train.parquet."""
+    return _PART_NAMES.get(stem(folder, suffixes).lower().removeprefix("split="))
 
 
 def _unnumbered(file: Path) -> str:

@@ -15,7 +15,7 @@ _TYPES = ("token", "token_seq", "float", "float_seq")
 
 def reads(path: Path) -> bool:
     """A `.inter` file, or a folder with any."""
-    return any(path.glob("*.inter")) if path.is_dir() else path.suffix == ".inter"
+    return bool(_inters(path)) if path.is_dir() else path.suffix == ".inter"
 
 
 def read(path: Path) -> Source:
@@ -31,7 +31,7 @@ def read(path: Path) -> Source:
 
 
 def _files(path: Path) -> dict[str, Path]:
-    found = sorted(path.glob("*.inter")) if path.is_dir() else [path]
+    found = _inters(path) if path.is_dir() else [path]
     if len(found) == 1:
         return {"": found[0]}
     parts = {file.with_suffix("").suffix.removeprefix("."): file for file in found}
@@ -39,6 +39,10 @@ def _files(path: Path) -> dict[str, Path]:
     if len(parts) < len(found) or len(names) > 1 or not {"train", "valid"} <= parts.keys() <= set(PARTS):
         raise problem(path, f"expected {FORMS}, found {listed(file.name for file in found)}")
     return {part: parts[part] for part in PARTS if part in parts}
+
+
+def _inters(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.inter") if not file.name.startswith("."))
 
 
 def _atomic(path: Path, choose: Choose) -> Rows:

@@ -58,21 +58,20 @@ def _checked_ids(column: str, rows: Rows) -> pa.ChunkedArray:
     return found
 
 
-def numbers(column: str, rows: Rows) -> np.ndarray:
+def numbers(column: str, rows: Rows, expected: str = "must be a finite number") -> np.ndarray:
     """A column as float64 [rows], from numbers or from text of decimal numbers.
 
     Raises ValueError, naming file, row and value, for a missing one, one that is not finite, a whole number that no
     float64 is, and for other types.
     """
     found = rows.column(column)
-    expected = "must be a number"
     if found.null_count:
         raise rows.wrong(_first(pc.is_null(found)), column, expected)
     if kind(found) == "float":
         values = found.to_numpy()
         bad = ~np.isfinite(values)
         if bad.any():
-            raise rows.wrong(int(bad.argmax()), column, "must be a finite number")
+            raise rows.wrong(int(bad.argmax()), column, expected)
         return values
     if kind(found) not in ("text", "integer", "decimal"):
         raise rows.wrong(0, column, f"{expected}, not {_pandas_name(found.type)}")
@@ -81,7 +80,7 @@ def numbers(column: str, rows: Rows) -> np.ndarray:
     codes = texts.indices.to_numpy()
     bad = np.isin(codes, [code for code, value in enumerate(distinct) if value is None])
     if bad.any():
-        raise rows.wrong(int(bad.argmax()), column, "must be a finite number that float64 has")
+        raise rows.wrong(int(bad.argmax()), column, f"{expected}, and exact as float64 if whole")
     return np.array(distinct, dtype=np.float64)[codes]
 
 
@@ -104,7 +103,7 @@ def labels(rows: Rows) -> np.ndarray:
     found = rows.column("label")
     if kind(found) == "bool" and not found.null_count:
         return found.cast(pa.int64()).to_numpy()
-    values = numbers("label", rows)
+    values = numbers("label", rows, "must be 0 or 1")
     bad = (values != 0) & (values != 1)
     if bad.any():
         raise rows.wrong(int(bad.argmax()), "label", "must be 0 or 1")

@@ -63,6 +63,7 @@ def test_parts_of_a_source_that_is_not_split(tmp_path: Path, names: list[str]) -
         ["default/train/0000.parquet", "default/validation/0000.parquet", "default/test/0000.parquet"],
         ["split=train/a.parquet", "split=validation/a.parquet", "split=test/a.parquet"],
         ["train.csv.gz", "valid.csv.gz", "test.csv.gz"],
+        ["train.parquet/part-0-x-c0.parquet", "valid.parquet/part-0-y-c0.parquet", "test.parquet/part-0-z-c0.parquet"],
         ["train.jsonl", "dev.jsonl", "test.jsonl"],
     ],
 )
@@ -72,7 +73,7 @@ def test_splits(tmp_path: Path, names: list[str]) -> None:
 
 
 def test_a_part_of_several_files(tmp_path: Path) -> None:
-    names = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "valid/b.parquet", "valid/c.parquet"]
+    names = ["train-00000-of-00002-8a6b.parquet", "train-00001-of-00002-c9d4.parquet", "dev/b.parquet", "dev/c.parquet"]
     splits = split(load_interactions(fill(tmp_path, *names)))
     assert [part["user_id"].tolist() for part in splits.parts().values()] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 

@@ -239,7 +239,7 @@ def test_float_ids(table: pd.DataFrame, tmp_path: Path) -> None:
 
 def test_rating_that_is_no_number(recbole: Path) -> None:
     rewrite(recbole / "tiny.inter", "1\t50", "good\t50")
-    with pytest.raises(ValueError, match="tiny.inter, line 5: rating must be a finite number .*, got 'good'"):
+    with pytest.raises(ValueError, match="tiny.inter, line 5: rating must be a finite number.*, got 'good'"):
         load_interactions(recbole)
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ def test_quoted_titles_are_read_as_they_are(tmp_path: Path, title: str, end: str
     quoted = '"' + title.replace('"', '""') + '"'
     rows = [HEADER.strip().split(","), ["1", "2", "5", "100", quoted], ["1", "3", "5", "101", "Bar"]]
     data = (end.join(map(separator.join, rows)) + end).encode()
+    if "\0" in title and sys.version_info < (3, 11):
+        pytest.skip("Python 3.10's csv refuses a zero byte")
     assert read(tmp_path, gzip.compress(data) if name.endswith(".gz") else data, name).titles == {2: title, 3: "Bar"}
 
 
@@ -84,11 +87,14 @@ def test_marks_and_ends_of_files_are_no_part_of_values(tmp_path: Path, mark: byt
         ("1,2,5,100,Foo\rBar\n", "line 2: cannot be read as fields"),
         ("1,2,5,100,Foo\r\n", r"line 2: expected it to end in '\\n', as line 1, got"),
         ("1,2,5,100,Foo\nx,3,5,later,Bar\n", "line 3: timestamp must be a number, as in other rows, got 'later'"),
-        ("1,2,5,100,Foo\n1,2,,101,Foo\n", "line 3: rating must be a finite number .*, got ''"),
-        ("1,2,nan,100,Foo\n", "line 2: rating must be a finite number .*, got 'nan'"),
+        ("1,2,5,100,Foo\n1,2,,101,Foo\n", "line 3: rating must be a finite number.*, got ''"),
+        ("1,2,nan,100,Foo\n", "line 2: rating must be a finite number.*, got 'nan'"),
         ("1,2,1e999,100,Foo\n", "line 2: rating must be .*, got '1e999'"),
         ('1,2,"4,5",100,Foo\n', "line 2: rating must be .*, got '4,5'"),
-        ("1,2,9007199254740993,100,Foo\n", "line 2: rating must be .* that float64 has, got '9007199254740993'"),
+        (
+            "1,2,9007199254740993,100,Foo\n",
+            "line 2: rating .*, and exact as float64 if whole, got '9007",
+        ),
         ("1,,5,100,Foo\n", "line 2: item_id is missing in 1 of 1 rows"),
         ("1,2,5,,Foo\n", "line 2: timestamp must be a date .*, got ''"),
         ("1,2,5,100,Foo\n1,3,5,101,\n", r"line 3: 1 items have no title, for example \[3\]"),
@@ -186,8 +192,8 @@ ROW = '{"user_id": 1, "item_id": 2, "rating": 5, "timestamp": 100, "title": "Foo
         (ROW + ROW.replace("5", '"good"'), "line 2: rating must be of one type in all lines, as in line 1, got 'good'"),
         (ROW + ROW.replace("5", "[5]"), r"line 2: rating must be text or a number, got \[5\]"),
         (ROW + ROW.replace("5", "NaN"), "line 2: rating must be a finite number, got nan"),
-        (ROW + ROW.replace("5", "null"), "line 2: rating must be a number, got None"),
-        (ROW + ROW.replace('"rating": 5, ', ""), "line 2: rating must be a number, got None"),
+        (ROW + ROW.replace("5", "null"), "line 2: rating must be a finite number, got None"),
+        (ROW + ROW.replace('"rating": 5, ', ""), "line 2: rating must be a finite number, got None"),
         (ROW.replace("5", "4.5") + ROW.replace("5", str(2**53 + 1)), "line 2: rating must be at most 2.53"),
         (ROW.replace("title", "film"), "missing column title; found"),
         ("", "the file is empty"),
