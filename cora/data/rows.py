@@ -46,7 +46,11 @@ class Rows:
 
     def wrong(self, row: int, column: str, expected: str) -> ValueError:
         """The error for one cell: its place, its column by our name, what was expected and what is there."""
-        value = self.column(column)[row].as_py()
+        cell = self.column(column)[row]
+        try:
+            value = cell.as_py()
+        except (KeyError, OverflowError, ValueError):  # a time zone or a year that Python does not have
+            value = cell.value
         return problem(self.place(row), f"{column} {expected}, got {shown(value)}")
 
 

@@ -30,14 +30,16 @@ def read_separated(
     """The chosen columns as text, every cell exactly as it stands: a film called "NA" is not a missing value.
 
     quoted: fields may stand in double quotes, as RFC 4180 says, and then hold separators, line ends and doubled quotes;
-    else nothing but separators and line ends has a meaning. Lines end as the first one does (in \\n, \\r\\n or
-    \\r). header: the columns of a file that does not name them. Empty lines are passed over.
+    else nothing but separators and line ends has a meaning. Lines end as the first one does (in \\n, \\r\\n or,
+    of a file with a header, \\r). header: the columns of a file that does not name them. Empty lines are passed over.
 
     Raises ValueError, naming file and line, for a row with another number of fields than the header, an open quote, a
     line that ends in another way, and bytes that are not of the encoding; for an empty file and columns of one name.
     """
     with reading(file):
-        fields = _quoted_rows(file, separator, encoding) if quoted else _bare_rows(file, separator, encoding)
+        # Without a header a lone \r in the first row may be a part of a value, and files from old Macs have headers.
+        end = _line_end(file, encoding, ("\r\n", "\n", "\r") if header is None else ("\r\n", "\n"))
+        fields = (_quoted_rows if quoted else _bare_rows)(file, separator, encoding, end)
         if header is None:
             _, header = next(fields, (0, None))
             if header is None:
@@ -124,22 +126,21 @@ def _undecodable(file: Path) -> tuple[int, int]:
     raise ValueError(f"{file}: all of it is UTF-8")
 
 
-def _line_end(file: Path, encoding: str) -> str:
-    with open_text(file, encoding, "") as text:
+def _line_end(file: Path, encoding: str, ends: Sequence[str]) -> str:
+    """What the first line ends in."""
+    with open_text(file, encoding, "" if "\r" in ends else "\n") as text:
         first = text.readline()
-    return next((end for end in ("\r\n", "\n", "\r") if first.endswith(end)), "\n")
+    return next((end for end in ends if first.endswith(end)), "\n")
 
 
-def _bare_rows(file: Path, separator: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
-    end = _line_end(file, encoding)
+def _bare_rows(file: Path, separator: str, encoding: str, end: str) -> Iterator[tuple[int, list[str]]]:
     with open_text(file, encoding, end) as text:
         for number, line in enumerate(text, 1):
             if line := line.removesuffix(end):
                 yield number, line.split(separator)
 
 
-def _quoted_rows(file: Path, separator: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
-    end = _line_end(file, encoding)
+def _quoted_rows(file: Path, separator: str, encoding: str, end: str) -> Iterator[tuple[int, list[str]]]:
     with open_text(file, encoding, end) as text:
         ended = ""
 

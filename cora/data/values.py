@@ -80,7 +80,9 @@ def numbers(column: str, rows: Rows, expected: str = "must be a finite number") 
     codes = texts.indices.to_numpy()
     bad = np.isin(codes, [code for code, value in enumerate(distinct) if value is None])
     if bad.any():
-        raise rows.wrong(int(bad.argmax()), column, f"{expected}, and exact as float64 if whole")
+        row = int(bad.argmax())
+        is_whole = texts[row].as_py().strip().lstrip("+-").isdecimal()
+        raise rows.wrong(row, column, "must be a number that float64 holds exactly" if is_whole else expected)
     return np.array(distinct, dtype=np.float64)[codes]
 
 

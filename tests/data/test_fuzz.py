@@ -147,6 +147,7 @@ def test_recbole(tmp_path: Path, rows: Any, end: str, mark: str) -> None:
 @given(rows=ROWS, ends=st.booleans())
 def test_movielens(tmp_path: Path, rows: Any, ends: bool) -> None:
     assume(not any("::" in cell or "\n" in cell or cell[:1] == ":" or cell[-1:] == ":" for row in rows for cell in row))
+    assume(not rows[0][0].startswith("\ufeff") and not rows[0][1].startswith("\ufeff"))
     end = "\r\n" if ends else "\n"
     (tmp_path / "ratings.dat").write_bytes(end.join(["::".join(row[:4]) for row in rows]).encode())
     items = {row[1]: row[4] for row in rows}
@@ -233,7 +234,7 @@ def test_parquet(tmp_path: Path, ids: Any, rating: Any, time: Any, title: Any, g
     found = load(tmp_path / "mine.parquet")
     if found is None:
         return
-    users, items, ratings, times, titles = (array.to_pylist() for array in arrays)
+    users, items, ratings, titles = (array.to_pylist() for array in [*arrays[:3], arrays[4]])
     for one, kind in ((users, ids[0][1]), (items, ids[1][1])):
         assert {type(value) for value in one} in ({int}, {str}) or pa.types.is_decimal(kind)
     if pa.types.is_temporal(time[1]):
@@ -241,7 +242,7 @@ def test_parquet(tmp_path: Path, ids: Any, rating: Any, time: Any, title: Any, g
         days = 86400 if time[1] == pa.date32() else 1
         seconds = [days * value // per_second for value in time[0]]
     else:
-        seconds = [second(str(value)) for value in times]
+        seconds = [second(str(value)) for value in arrays[3].to_pylist()]
     assert_read(found, list(zip(users, items, ratings, map(str, titles), strict=True)), seconds)
 
 
@@ -302,9 +303,9 @@ def test_folders(tmp_path_factory: Any, files: Any) -> None:
     written = set()
     for row, (parent, name, suffix, is_empty) in enumerate(files):
         path = folder / (parent + name + suffix)
-        path.parent.mkdir(exist_ok=True)
-        if path.is_dir():
+        if path.is_dir() or path.parent.is_file():
             continue
+        path.parent.mkdir(exist_ok=True)
         text = ",".join(COLUMNS) + f"\n{row},{row},5,{100 + row},Film {row}\n"
         if suffix == ".parquet" and not is_empty:
             one = dict(user_id=[str(row)], item_id=[str(row)], rating=[5], timestamp=[100 + row], title=[f"Film {row}"])
