@@ -2,8 +2,9 @@
 
 from cora.collaborative.embeddings import CollaborativeEmbeddings
 from cora.collaborative.fitting import FitResult
-from cora.collaborative.fold_in import FoldIn, pasts
+from cora.collaborative.fold_in import FoldIn
 from cora.collaborative.mf import train_mf
+from cora.data.histories import pasts
 
 MFResult = FitResult  # the name that it had while matrix factorisation was the only model
 

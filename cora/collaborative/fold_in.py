@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -73,24 +71,3 @@ class FoldIn:
             if bool(((mode - before).abs() < _CLOSE).all()):
                 break
         return mode @ self._root.T
-
-
-def pasts(rows: pd.DataFrame, known: pd.DataFrame) -> tuple[list[list], list[list[int]]]:
-    """Items and labels that the user of each of `rows` has in `known` at an earlier time, oldest first.
-
-    rows: user_id, item_id, timestamp; known: those and label. What is of the row's own item is left out.
-    """
-    by_user = {
-        user: (group["timestamp"].to_numpy(), group["item_id"].to_numpy(), group["label"].to_numpy())
-        for user, group in known.sort_values("timestamp", kind="stable").groupby("user_id", sort=False)
-    }
-    items: list[list] = []
-    labels: list[list[int]] = []
-    nothing = 3 * (np.empty(0, dtype=np.int64),)
-    for user, item, time in zip(rows["user_id"], rows["item_id"], rows["timestamp"], strict=True):
-        times, rated, liked = by_user.get(user, nothing)
-        stop = times.searchsorted(time)
-        other = rated[:stop] != item
-        items.append(rated[:stop][other].tolist())
-        labels.append(liked[:stop][other].tolist())
-    return items, labels

@@ -1,15 +1,18 @@
 """Interactions, splits and histories."""
 
+from cora.data.histories import add_histories, liked_before, pasts
 from cora.data.interactions import Interactions, load_interactions
 from cora.data.sources import NAMED_DATA, movielens_100k
-from cora.data.splits import Splits, add_histories, split
+from cora.data.splits import Splits, split
 
 __all__ = [
     "NAMED_DATA",
     "Interactions",
     "Splits",
     "add_histories",
+    "liked_before",
     "load_interactions",
     "movielens_100k",
+    "pasts",
     "split",
 ]

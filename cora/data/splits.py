@@ -1,10 +1,9 @@
-"""Splits in time and histories that hold only the past."""
+"""Splits in time."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from cora.data.interactions import Interactions
 
@@ -99,47 +98,3 @@ def _second(name: str, date: str | None) -> int:
     except ValueError as error:
         raise ValueError(f"{name}: expected a date such as 2002-04-01, got {date!r}") from error
     return int((time.tz_localize("UTC") if time.tz is None else time).timestamp())
-
-
-def add_histories(splits: Splits, max_history: int = 10) -> Splits:
-    """The same splits with a column `history`: list of the item_ids that the row's user liked before, oldest first.
-
-    Holds the user's newest `max_history` rows with label 1 and a timestamp strictly before the row's own, from all
-    parts (what is past at test time includes train and valid), never the row's own item.
-    Raises ValueError for max_history < 0.
-    """
-    if max_history < 0:
-        raise ValueError(f"max_history: expected at least 0, got {max_history}")
-    parts = splits.parts()
-    histories = _histories(pd.concat(parts.values(), ignore_index=True), max_history)
-    done, start = {}, 0
-    for name, frame in parts.items():
-        column = pd.Series(histories[start : start + len(frame)], index=frame.index, dtype=object)
-        done[name] = frame.assign(history=column)
-        start += len(frame)
-    return Splits(done["train"], done["valid"], done.get("test"))
-
-
-def _histories(rows: pd.DataFrame, max_history: int) -> list[list]:
-    users = pd.factorize(rows["user_id"])[0].astype(np.int64)
-    times = rows["timestamp"].to_numpy()
-    times = times - times.min()
-    # (user, time) as one sortable number: a user's positives before a time are then one slice of the sorted positives.
-    first = users * (int(times.max()) + 1)
-    keys = first + times
-    positives = np.flatnonzero(rows["label"].to_numpy() == 1)
-    positives = positives[np.argsort(keys[positives], kind="stable")]
-    starts = np.searchsorted(keys[positives], first)
-    stops = np.searchsorted(keys[positives], keys)
-    items = rows["item_id"].tolist()
-    liked = [items[i] for i in positives]
-    again = rows.duplicated(["user_id", "item_id"], keep=False).tolist()
-    histories = []
-    bar = tqdm(zip(starts.tolist(), stops.tolist(), items, again, strict=True), "histories", len(rows), delay=2)
-    for start, stop, item, repeated in bar:
-        if repeated:
-            past = [other for other in liked[start:stop] if other != item]
-            histories.append(past[max(0, len(past) - max_history) :])
-        else:
-            histories.append(liked[max(start, stop - max_history) : stop])
-    return histories

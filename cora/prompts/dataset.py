@@ -1,5 +1,6 @@
 """The prompts of a frame as tokens."""
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from cora.prompts.encoding import PromptEncoder
 from cora.prompts.template import PromptTemplate
 
 if TYPE_CHECKING:
@@ -22,11 +24,11 @@ class PromptDataset(Dataset[dict[str, Any]]):
     and, where user_vectors [rows, d] are given, user_vector [d].
 
     frame: user_id, item_id, label, history (from `add_histories`); titles: item_id → title.
-    Special tokens in front of the text (Llama's BOS) are the tokenizer's own; none follow it, as the answer is read at
-    the last position. A prompt longer than `max_length` tokens loses its oldest titles, never the item or the question.
-    Tokenised at once, in batches, and kept as int32.
+    Tokens are those of `PromptEncoder`: a prompt longer than `max_length` loses its oldest titles and, if that is not
+    enough, the end of the title asked about; how many did is warned of, in one line. Tokenised at once, in batches,
+    and kept as int32.
 
-    Raises ValueError for a missing column, no rows, an item without title, or a prompt too long without any history.
+    Raises ValueError for a missing column, no rows, an item without title, and a max_length below the bare template's.
     """
 
     def __init__(
@@ -55,7 +57,14 @@ class PromptDataset(Dataset[dict[str, Any]]):
         if untitled:
             raise ValueError(f"titles: {len(untitled)} items of the frame have no title, for example {untitled[:3]}")
         histories = [[titles[item] for item in history] for history in frame["history"]]
-        self._tokens, self._offsets = self._tokenise(histories, [titles[item] for item in self._item_ids])
+        encoder = PromptEncoder(tokenizer, self.template, max_length)
+        self._tokens, self._offsets = _tokenise(encoder, histories, [titles[item] for item in self._item_ids])
+        if encoder.shortened:
+            warnings.warn(
+                f"{encoder.shortened} of {len(frame)} prompts were longer than max_length, {max_length} tokens: their "
+                f"oldest titles are left out, and of {encoder.cut} the end of the title asked about",
+                stacklevel=2,
+            )
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -76,34 +85,15 @@ class PromptDataset(Dataset[dict[str, Any]]):
         """Tokens of every prompt, int64 [rows]."""
         return np.diff(self._offsets)
 
-    def _tokenise(self, histories: list[list[str]], names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """All tokens in one row, and where each prompt starts in it."""
-        chunks: list[np.ndarray] = []
-        lengths: list[int] = []
-        with tqdm(total=len(names), desc="prompts", delay=2) as bar:
-            for start in range(0, len(names), _CHUNK):
-                ids = self._encode(histories[start : start + _CHUNK], names[start : start + _CHUNK])
-                chunks.append(np.concatenate([np.asarray(row, dtype=np.int32) for row in ids]))
-                lengths += [len(row) for row in ids]
-                bar.update(len(ids))
-        return np.concatenate(chunks), np.concatenate([[0], np.cumsum(lengths)])
 
-    def _encode(self, histories: list[list[str]], names: list[str]) -> list[list[int]]:
-        """Token ids of each prompt, those too long without their oldest titles."""
-        prompts = [self.template.render(history, name) for history, name in zip(histories, names, strict=True)]
-        ids = [self._without_end(row) for row in self.tokenizer(prompts)["input_ids"]]
-        long = [i for i, row in enumerate(ids) if len(row) > self.max_length]
-        for i in long:
-            if not histories[i]:
-                raise ValueError(
-                    f"max_length: the prompt for {names[i]!r} without any history has {len(ids[i])} tokens, "
-                    f"more than {self.max_length}"
-                )
-        if long:
-            shorter = self._encode([histories[i][1:] for i in long], [names[i] for i in long])
-            for i, row in zip(long, shorter, strict=True):
-                ids[i] = row
-        return ids
-
-    def _without_end(self, ids: list[int]) -> list[int]:
-        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+def _tokenise(encoder: PromptEncoder, histories: list[list[str]], names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """All tokens in one row, and where each prompt starts in it."""
+    chunks: list[np.ndarray] = []
+    lengths: list[int] = []
+    with tqdm(total=len(names), desc="prompts", delay=2) as bar:
+        for start in range(0, len(names), _CHUNK):
+            ids = encoder(histories[start : start + _CHUNK], names[start : start + _CHUNK])
+            chunks.append(np.concatenate([np.asarray(row, dtype=np.int32) for row in ids]))
+            lengths += [len(row) for row in ids]
+            bar.update(len(ids))
+    return np.concatenate(chunks), np.concatenate([[0], np.cumsum(lengths)])

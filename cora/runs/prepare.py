@@ -11,7 +11,7 @@ from cora.collaborative import CollaborativeEmbeddings, FoldIn, pasts
 from cora.data import Interactions, Splits, add_histories, load_interactions, split
 from cora.llm.loading import load_tokenizer
 from cora.methods.config import MethodConfig
-from cora.prompts import PromptDataset
+from cora.prompts import PromptDataset, PromptEncoder
 from cora.runs.settings import RunConfig
 
 
@@ -60,7 +60,13 @@ class Prepared:
 
 
 def prepare(config: RunConfig) -> Prepared:
-    """Reads the data and the tokenizer of a run. Raises what reading them raises, and for answers that are no token."""
+    """Reads the data and the tokenizer of a run.
+
+    Raises what reading them raises, and ValueError for answers that are no token and a prompt that cannot be short
+    enough: all that the settings and the data cannot do together is refused before anything is trained.
+    """
     data = load_interactions(config.data, config.positive_rating)
     tokenizer = load_tokenizer(config.model)
-    return Prepared(config, data, tokenizer, config.method_config().with_answer_ids(tokenizer))
+    settings = config.method_config().with_answer_ids(tokenizer)
+    PromptEncoder(tokenizer, settings.template, settings.max_length)  # for its checks
+    return Prepared(config, data, tokenizer, settings)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cora.data import liked_before
 from cora.runs.folder import RunFolder
 from cora.runs.prepare import prepare
 from cora.runs.score import load_model, score_prompts
@@ -42,14 +43,14 @@ def recommend(run: str | Path, user: str, top: int = 10, candidates: int = 100) 
     rows = _unseen(frame, chosen)
     if not (frame["user_id"] == chosen).any():
         embeddings.lookup_users([chosen])  # which reports it
-    # Of all rows one and the same past, the whole: the vector of the first is that of all.
-    vectors = prepared.user_vectors(embeddings, rows[:1].assign(timestamp=np.iinfo(np.int64).max))
+    # Of all rows one and the same past, the whole: the vector and the history of the first are those of all.
+    now = rows[:1].assign(timestamp=np.iinfo(np.int64).max)
+    vectors = prepared.user_vectors(embeddings, now)
     vectors = None if vectors is None else vectors.expand(len(rows), -1)
     alone = embeddings.score(rows["user_id"].tolist(), rows["item_id"].tolist(), vectors).numpy()
     best = np.argsort(-alone, kind="stable")[:candidates]
     rows, vectors = rows.iloc[best], None if vectors is None else vectors[: len(best)]
-    liked = frame.loc[(frame["user_id"] == chosen) & (frame["label"] == 1), "item_id"].tolist()
-    history = liked[max(0, len(liked) - prepared.method_config.max_history) :]
+    (history,) = liked_before(now, frame, prepared.method_config.max_history)
     scores = score_prompts(model, prepared.prompts(rows.assign(label=0, history=[history] * len(rows)), vectors))
     best = np.argsort(-scores, kind="stable")[:top]
     table = pd.DataFrame(

@@ -26,8 +26,8 @@ class RunConfig:
     Raises TypeError or ValueError that names the field.
     """
 
-    data: str = _option("", "named data set (movielens-100k), RecBole folder or .inter file, .parquet or .csv file, "
-                            "or a folder with train, valid and maybe test files")  # fmt: skip
+    data: str = _option("", "named data set (movielens-100k), RecBole or MovieLens folder, .parquet, .csv, .tsv or "
+                            ".jsonl file, a folder of its parts, or one with train, valid and maybe test")  # fmt: skip
     model: str = _option("", "named model (smollm2-135m), or what transformers' from_pretrained takes")
     method: str = _option("cora", f"way to recommend: {', '.join(METHODS)}")
     positive_rating: float = _option(4.0, "ratings from here on are label 1, where the data has no labels")

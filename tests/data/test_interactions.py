@@ -1,5 +1,4 @@
 import datetime
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -120,14 +119,16 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_folder_with_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("hello")
-    with pytest.raises(ValueError, match=r"expected one .inter file.*found \['readme.txt'\]"):
+    with pytest.raises(
+        ValueError, match=r"nothing to read: found \['readme.txt'\], expected one .inter file.*; train and valid"
+    ):
         load_interactions(tmp_path)
 
 
 def test_unknown_file_type(tmp_path: Path) -> None:
-    (tmp_path / "data.json").write_text("{}")
-    with pytest.raises(ValueError, match="expected a .inter, .parquet or .csv file, got '.json'"):
-        load_interactions(tmp_path / "data.json")
+    (tmp_path / "data.xlsx").write_text("{}")
+    with pytest.raises(ValueError, match="expected a .inter, .parquet, .csv, .tsv or .jsonl file, got '.xlsx'"):
+        load_interactions(tmp_path / "data.xlsx")
 
 
 def test_split_folder_without_valid(table: pd.DataFrame, tmp_path: Path) -> None:
@@ -193,19 +194,21 @@ def test_empty_file(tmp_path: Path) -> None:
 def test_not_utf8(table: pd.DataFrame, tmp_path: Path) -> None:
     path = write(table, tmp_path / "t.csv")
     path.write_bytes(path.read_bytes().replace(b"Brazil", b"Br\xe9sil"))
-    with pytest.raises(ValueError, match="t.csv: expected UTF-8 text"):
+    with pytest.raises(ValueError, match="t.csv, line 5: expected UTF-8 text"):
         load_interactions(path)
 
 
 def test_duplicate_item_id(recbole: Path) -> None:
     rewrite(recbole / "tiny.item", "11\t", "10\t")
-    with pytest.raises(ValueError, match=r"tiny.item: item_id must be unique, 1 repeated, for example \[10\]"):
+    with pytest.raises(ValueError, match="tiny.item, line 3: item_id must be unique, got 10 again"):
         load_interactions(recbole)
 
 
 def test_item_with_two_titles(table: pd.DataFrame, tmp_path: Path) -> None:
     table.loc[2, "title"] = "Aliens"
-    with pytest.raises(ValueError, match=r"an item_id must have one title, 1 have several, for example \[10\]"):
+    with pytest.raises(
+        ValueError, match="t.csv, line 4: .* must have one title, got 'Aliens' for 10, .*'Alien' in line 2"
+    ):
         load_interactions(write(table, tmp_path / "t.csv"))
 
 
@@ -224,37 +227,31 @@ def test_item_missing_from_the_item_file(recbole: Path) -> None:
 
 def test_missing_id(recbole: Path) -> None:
     rewrite(recbole / "tiny.inter", "3\t12", "\t12")
-    with pytest.raises(ValueError, match="tiny.inter: user_id is missing in 1 of 5 rows"):
+    with pytest.raises(ValueError, match="tiny.inter, line 5: user_id is missing in 1 of 5 rows"):
         load_interactions(recbole)
 
 
 def test_float_ids(table: pd.DataFrame, tmp_path: Path) -> None:
     table["user_id"] = table["user_id"] + 0.5
-    with pytest.raises(ValueError, match="user_id must be integer or text, got float64"):
+    with pytest.raises(ValueError, match="t.parquet, row 1: user_id must be integer or text, not float64, got 1.5"):
         load_interactions(write(table, tmp_path / "t.parquet"))
 
 
 def test_rating_that_is_no_number(recbole: Path) -> None:
     rewrite(recbole / "tiny.inter", "1\t50", "good\t50")
-    with pytest.raises(ValueError, match="rating must be a number, 1 are not, for example 'good'"):
+    with pytest.raises(ValueError, match="tiny.inter, line 5: rating must be a finite number.*, got 'good'"):
         load_interactions(recbole)
 
 
 def test_label_that_is_neither_0_nor_1(table: pd.DataFrame, tmp_path: Path) -> None:
     table["label"] = [0, 1, 2, 1]
-    with pytest.raises(ValueError, match=re.escape("label must be 0 or 1, found [2.0]")):
+    with pytest.raises(ValueError, match="t.csv, line 4: label must be 0 or 1, got '2'"):
         load_interactions(write(table, tmp_path / "t.csv"))
 
 
 def test_timestamp_that_is_no_time(table: pd.DataFrame, tmp_path: Path) -> None:
     table["timestamp"] = ["1970-01-02", "yesterday", "1970-01-02", "1970-01-02"]
-    with pytest.raises(ValueError, match="timestamp must be seconds since 1970 or a date, got 'yesterday'"):
-        load_interactions(write(table, tmp_path / "t.csv"))
-
-
-def test_timestamp_in_milliseconds(table: pd.DataFrame, tmp_path: Path) -> None:
-    table["timestamp"] = 1_300_000_000_000
-    with pytest.raises(ValueError, match="timestamp must be in seconds since 1970, got 1300000000000"):
+    with pytest.raises(ValueError, match="t.csv, line 3: timestamp must be a date .* or a number .*, got 'yesterday'"):
         load_interactions(write(table, tmp_path / "t.csv"))
 
 

@@ -74,6 +74,7 @@ def test_bos_stays_and_eos_goes(frame: pd.DataFrame, llama_like: PreTrainedToken
     assert written(tokens[1:], llama_like) == 'Liked nothing. "Casablanca (1942)"?'
 
 
+@pytest.mark.filterwarnings("ignore:.*prompts were longer")
 @pytest.mark.parametrize(
     ("max_length", "liked"),
     [
@@ -92,9 +93,28 @@ def test_the_oldest_titles_go_first(
     assert written(dataset[0]["input_ids"], tokenizer) == 'Liked nothing. "Casablanca (1942)"?'
 
 
-def test_too_long_without_history(frame: pd.DataFrame, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match=r"max_length: the prompt for 'Casablanca .* 35 tokens, more than 34"):
-        PromptDataset(frame, TITLES, tokenizer, SHORT, max_length=34)
+@pytest.mark.filterwarnings("ignore:.*prompts were longer")
+@pytest.mark.parametrize(("max_length", "title"), [(34, "Casablanca (1942"), (28, "Casablanca"), (19, "C"), (18, "")])
+def test_too_long_without_history_the_title_loses_its_end(
+    frame: pd.DataFrame, tokenizer: PreTrainedTokenizerFast, max_length: int, title: str
+) -> None:
+    dataset = PromptDataset(frame, TITLES, tokenizer, SHORT, max_length=max_length)
+    assert written(dataset[0]["input_ids"], tokenizer) == f'Liked nothing. "{title}"?'
+
+
+def test_a_limit_that_the_template_alone_is_beyond(frame: pd.DataFrame, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="max_length: .* with neither history nor title has 18 tokens, more than 17"):
+        PromptDataset(frame, TITLES, tokenizer, SHORT, max_length=17)
+
+
+def test_prompts_that_are_shortened_are_counted_in_one_line(
+    frame: pd.DataFrame, tokenizer: PreTrainedTokenizerFast, recwarn: pytest.WarningsRecorder
+) -> None:
+    PromptDataset(frame, TITLES, tokenizer, SHORT, max_length=75)
+    assert not recwarn.list
+    PromptDataset(pd.concat([frame] * 400, ignore_index=True), TITLES, tokenizer, SHORT, max_length=34)
+    (said,) = [str(one.message) for one in recwarn.list]
+    assert said.startswith("1200 of 1200 prompts were longer than max_length, 34 tokens") and "of 400 the end" in said
 
 
 @pytest.mark.parametrize("column", ["user_id", "item_id", "label", "history"])

@@ -159,6 +159,16 @@ def test_bad_data_leaves_no_folder(settings: dict[str, Any], tmp_path: Path, par
     assert not (tmp_path / "run").exists()
 
 
+def test_what_the_data_and_settings_cannot_do_leaves_no_folder(settings: dict[str, Any], tmp_path: Path) -> None:
+    for change, message in (
+        (dict(cora=settings["cora"] | dict(max_length=5)), "max_length: the prompt with neither history nor title has"),
+        (dict(valid_rows=1), "valid_rows: the 1 rows drawn have one label only"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(RunConfig(**(settings | change)), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
