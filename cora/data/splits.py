@@ -33,7 +33,7 @@ def split(
 ) -> Splits:
     """Train, valid and test, later parts later in time. A source that is already split keeps its split.
 
-    by="ratio": shares of all rows in global time order. A border that falls among rows of one timestamp moves to the
+    by="ratio": shares of all rows in global time order. A boundary that falls among rows of one timestamp moves to the
         first of them, so that no moment is torn: every row of a later part is strictly later.
     by="dates": valid = valid_from ≤ time < test_from, test = test_from ≤ time (dates such as "2002-04-01", UTC).
     by="leave-last": of every user with more than 2·last rows the last `last` rows are test and the `last` before them
@@ -76,10 +76,10 @@ def _parts(
         cuts = np.minimum(np.round(np.cumsum(ratios[:2]) * len(times)).astype(np.int64), len(times) - 1)
         return np.searchsorted(times[cuts], times, side="right")
     if by == "dates":
-        borders = [_second("valid_from", valid_from), _second("test_from", test_from)]
-        if borders[0] >= borders[1]:
+        starts = [_second("valid_from", valid_from), _second("test_from", test_from)]
+        if starts[0] >= starts[1]:
             raise ValueError(f"valid_from must be before test_from, got {valid_from} and {test_from}")
-        return np.searchsorted(borders, times, side="right")
+        return np.searchsorted(starts, times, side="right")
     if by == "leave-last":
         if last < 1:
             raise ValueError(f"last: expected at least 1, got {last}")

@@ -69,8 +69,8 @@ def _auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
 def _uauc(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float | None:
     codes = pd.factorize(users)[0]
     order = np.argsort(codes, kind="stable")
-    borders = np.flatnonzero(np.diff(codes[order])) + 1
-    aucs = [_auc(labels[rows], scores[rows]) for rows in np.split(order, borders)]
+    starts = np.flatnonzero(np.diff(codes[order])) + 1
+    aucs = [_auc(labels[rows], scores[rows]) for rows in np.split(order, starts)]
     known = [auc for auc in aucs if auc is not None]
     return float(np.mean(known)) if known else None
 

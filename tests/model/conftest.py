@@ -10,27 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 VOCABULARY = 101
 SIZES: dict[str, Any] = dict(
-    vocab_size=VOCABULARY,
-    hidden_size=48,
-    intermediate_size=80,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
+    vocab_size=VOCABULARY, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
 GPT2: dict[str, Any] = dict(
-    vocab_size=VOCABULARY,
-    n_embd=48,
-    n_layer=2,
-    n_head=4,
-    n_positions=64,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=0,
-)
+    vocab_size=VOCABULARY, n_embd=48, n_layer=2, n_head=4, n_positions=64,
+    bos_token_id=1, eos_token_id=2, pad_token_id=0,
+)  # fmt: skip
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": SIZES,
     "qwen2": SIZES | dict(tie_word_embeddings=True),
