@@ -56,7 +56,7 @@ def load_interactions(source: str | os.PathLike[str], positive_rating: float = 4
     if not path.exists():
         raise FileNotFoundError(
             f"source: expected a file, a folder or one of the named data sets ({', '.join(NAMED_DATA)}), "
-            f"got {shown(name)}"
+            f"got {shown_path(Path(name))!r}"
         )
     found = read(path)
     for rows in (found.events, found.items):
