@@ -56,11 +56,12 @@ def load_interactions(source: str | os.PathLike[str], positive_rating: float = 4
     if not path.exists():
         raise FileNotFoundError(
             f"source: expected a file, a folder or one of the named data sets ({', '.join(NAMED_DATA)}), "
-            f"got {shown(name)}"
+            f"got {shown_path(Path(name))!r}"
         )
     found = read(path)
-    if not len(found.events):
-        raise problem(path if len(found.events.files) > 1 else found.events.files[0], "no rows")
+    for rows in (found.events, found.items):
+        if rows is not None and not len(rows):
+            raise problem(path if len(rows.files) > 1 else rows.files[0], "no rows")
     frame, names = _typed(found, positive_rating)
     frame = _without_repeats(frame, path)
     order = ["user_id", "item_id", "label", "timestamp", "rating", "split"]

@@ -5,6 +5,7 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import IO
 
@@ -45,7 +46,7 @@ def read_separated(
             if header is None:
                 raise problem(file, "the file is empty")
         names = choose(file, header)
-        places = [list(header).index(name) for name in names.values()]
+        chosen = itemgetter(*(list(header).index(name) for name in names.values()))
         collected = _Collected(names)
         for line, row in fields:
             if len(row) != len(header):
@@ -54,7 +55,7 @@ def read_separated(
                     f"expected {len(header)} fields, as in the header, got {len(row)}"
                     f"{' (a separator at the end of the row)' if row[-1] == '' else ''}: {listed(row)}",
                 )
-            collected.add(line, [row[place] for place in places])
+            collected.add(line, chosen(row))
         return collected.rows(file, is_text=True)
 
 
@@ -71,19 +72,20 @@ class _Collected:
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
-        self._cells: list[list[str]] = []
+        self._cells: list[tuple[str, ...]] = []
         self._lines: list[int] = []
         self._chunks: list[list[pa.Array]] = [[] for _ in names]
 
-    def add(self, line: int, cells: list[str]) -> None:
+    def add(self, line: int, cells: tuple[str, ...]) -> None:
         self._lines.append(line)
         self._cells.append(cells)
         if len(self._cells) == _CHUNK:
             self._flush()
 
     def _flush(self) -> None:
-        for place, chunks in enumerate(self._chunks):
-            chunks.append(pa.array([cells[place] for cells in self._cells], pa.large_string()))
+        columns = zip(*self._cells, strict=True) if self._cells else [()] * len(self._chunks)
+        for chunks, cells in zip(self._chunks, columns, strict=True):
+            chunks.append(pa.array(cells, pa.large_string()))
         self._cells.clear()
 
     def rows(self, file: Path, is_text: bool) -> Rows:

@@ -115,6 +115,9 @@ def test_movielens_100k() -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="named data sets .movielens-100k.*got 'movielens-1000k'"):
         load_interactions("movielens-1000k")
+    with pytest.raises(FileNotFoundError, match="…x.*/missing.csv'") as caught:
+        load_interactions(tmp_path / ("x" * 200) / "missing.csv")
+    assert len(str(caught.value)) <= 300
 
 
 def test_folder_with_nothing_to_read(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def test_errors_name_the_line(tmp_path: Path, rows: str, match: str) -> None:
             "one column title, got 2",
         ),
         ("", "x.item: the file is empty"),
+        (ITEM.split("\n")[0], "x.item: no rows"),
     ],
 )
 def test_errors_of_the_second_file_name_it(tmp_path: Path, item: str | bytes, match: str) -> None:

@@ -147,6 +147,22 @@ def test_parquet_dates(tmp_path: Path, kind: pa.DataType) -> None:
     assert read(tmp_path, values, "t.parquet") == [DAY, -86400]  # type: ignore[arg-type]
 
 
+def test_old_parquet_times_beyond_what_nanoseconds_hold(tmp_path: Path) -> None:
+    frame = pd.DataFrame(dict(user_id=["a", "b"], item_id=1, rating=5.0, title="Alien"))
+    frame["timestamp"] = pd.to_datetime(["1600-01-01", "2500-01-01"]).astype("datetime64[us]")
+    frame.to_parquet(tmp_path / "t.parquet", use_deprecated_int96_timestamps=True)
+    assert load_interactions(tmp_path / "t.parquet").frame["timestamp"].tolist() == [-11676096000, 16725225600]
+
+
+def test_a_time_that_python_does_not_have_can_be_shown(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="t.parquet, row 1: user_id must be integer or text, .*got -99999999999999"):
+        table = pa.table({"user_id": pa.array([-99999999999999], pa.timestamp("s")), "item_id": [1], "rating": [5]})
+        parquet.write_table(
+            table.append_column("timestamp", [[1]]).append_column("title", [["Alien"]]), tmp_path / "t.parquet"
+        )
+        load_interactions(tmp_path / "t.parquet")
+
+
 def test_other_types_are_no_times(tmp_path: Path) -> None:
     for values in ([True, False], [[1], [2]], [b"1", b"2"], [datetime.timedelta(1)] * 2, [datetime.time(1)] * 2):
         with pytest.raises(ValueError, match="t.parquet, row 1: timestamp must be a date .* not of the type"):
