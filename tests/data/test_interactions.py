@@ -201,9 +201,18 @@ def test_not_utf8(table: pd.DataFrame, tmp_path: Path) -> None:
         load_interactions(path)
 
 
-def test_duplicate_item_id(recbole: Path) -> None:
-    rewrite(recbole / "tiny.item", "11\t", "10\t")
-    with pytest.raises(ValueError, match="tiny.item, line 3: item_id must be unique, got 10 again"):
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("tiny.item", "11\t", "10\t", "tiny.item, line 3: item_id must be unique, got 10 again"),
+        ("tiny.item", "11\t", "99\t", r"1 items have no title, for example \[11\]"),
+        ("tiny.inter", "3\t12", "\t12", "tiny.inter, line 5: user_id is missing in 1 of 5 rows"),
+    ],
+    ids=["duplicate item id", "item missing from the item file", "missing id"],
+)
+def test_ids_of_recbole_files(recbole: Path, file: str, old: str, new: str, message: str) -> None:
+    rewrite(recbole / file, old, new)
+    with pytest.raises(ValueError, match=message):
         load_interactions(recbole)
 
 
@@ -220,18 +229,6 @@ def test_item_without_title(table: pd.DataFrame, tmp_path: Path, suffix: str) ->
     table.loc[3, "title"] = None
     with pytest.raises(ValueError, match=r"1 items have no title, for example \[12\]"):
         load_interactions(write(table, tmp_path / f"t{suffix}"))
-
-
-def test_item_missing_from_the_item_file(recbole: Path) -> None:
-    rewrite(recbole / "tiny.item", "11\t", "99\t")
-    with pytest.raises(ValueError, match=r"1 items have no title, for example \[11\]"):
-        load_interactions(recbole)
-
-
-def test_missing_id(recbole: Path) -> None:
-    rewrite(recbole / "tiny.inter", "3\t12", "\t12")
-    with pytest.raises(ValueError, match="tiny.inter, line 5: user_id is missing in 1 of 5 rows"):
-        load_interactions(recbole)
 
 
 def test_float_ids(table: pd.DataFrame, tmp_path: Path) -> None:
