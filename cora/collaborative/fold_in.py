@@ -31,7 +31,7 @@ class FoldIn:
         centred = users - self._mean
         values, vectors = torch.linalg.eigh(centred.T @ centred / len(users))
         self._root = vectors * values.clamp(min=0).sqrt()  # Σ = root @ root.T
-        items = torch.cat([embeddings.items, embeddings.items.mean(0, keepdim=True)]).double()
+        items = embeddings.item_table.double()
         self._features = torch.cat([items @ self._root, torch.zeros(1, items.shape[1], dtype=items.dtype)])
         self._offsets = torch.cat([items @ self._mean, torch.zeros(1, dtype=items.dtype)])
 

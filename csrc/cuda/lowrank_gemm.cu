@@ -48,7 +48,7 @@ cudaError_t launch(const LowRankGemm& gemm, Size size, cudaStream_t stream) {
 
 cudaError_t run(const LowRankGemm& gemm, Dtype dtype, int multiprocessors, cudaStream_t stream) {
   // The cost counts whole waves of tiles, at the share of the matrix rate that a tile of this area reaches: the rule of
-  // cora_kernels/cost.py.
+  // cora_kernels/planning/choose.py.
   const auto cost = [&](Size size) {
     return int64_t(cdiv(tiles_of(gemm, size), multiprocessors)) * (size.BM * size.BN + 1024);
   };

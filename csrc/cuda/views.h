@@ -25,7 +25,7 @@ inline bool is_aligned(const at::Tensor& t) {
   return reinterpret_cast<uintptr_t>(data_of(t)) % 16 == 0 && t.stride(0) % 8 == 0 && t.stride(1) == 1;
 }
 
-// 16-byte aligned rows. Those of x and the weights are (cora_kernels/cuda.py sees to it): what is copied is a gradient,
+// 16-byte aligned rows. Those of x and the weights are (cora_kernels/backends/cuda.py sees to it): what is copied is a gradient,
 // whose layout nobody chose, or, in compiled code, a view that starts off the alignment.
 inline at::Tensor aligned_rows(const at::Tensor& t) {
   if (is_aligned(t)) return t;
