@@ -97,7 +97,8 @@ class PromptEncoder:
                 if left < 0:
                     break
                 kept += 1
-            found.append(max(0, min(kept, len(history) - 1)))
+            # One title is tried before none, in whose place the template has words, which may be more.
+            found.append(max(0, min(max(kept, 1), len(history) - 1)))
         return found
 
     def _with_cut_title(self, title: str) -> list[int]:
