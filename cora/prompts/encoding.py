@@ -86,7 +86,8 @@ class PromptEncoder:
         newest = [history[max(0, len(history) - self.max_length) :] for history in histories]
         new = list({title for one in [*newest, titles] for title in one} - self._costs.keys())
         if new:
-            alone = self._tokenizer([f'"{title}", ' for title in new], add_special_tokens=False)["input_ids"]
+            texts = [f'"{title}", ' for title in new]
+            alone = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             self._costs.update(zip(new, map(len, alone), strict=True))
         found = []
         for history, part, title in zip(histories, newest, titles, strict=True):
@@ -97,7 +98,8 @@ class PromptEncoder:
                 if left < 0:
                     break
                 kept += 1
-            found.append(max(0, min(kept, len(history) - 1)))
+            # One title is tried before none, in whose place the template has words, which may be more.
+            found.append(max(0, min(max(kept, 1), len(history) - 1)))
         return found
 
     def _with_cut_title(self, title: str) -> list[int]:

@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from cora.prompts import PromptEncoder, PromptTemplate
@@ -106,3 +108,22 @@ def test_as_many_titles_stay_as_fit_whatever_they_cost_together(tokenizer: PreTr
         fitting = [kept for kept in range(41) if len(SHORT.render(titles[40 - kept :], "t")) <= max_length]
         title = "t" if fitting else ""
         assert written(tokens, tokenizer) == SHORT.render(titles[40 - max(fitting, default=0) :], title)
+
+
+PIECES = st.sampled_from(["</s>", "<s>", "<pad>", "{title}", "{", '"', ", ", "\n", "Film", " "])
+TITLE = st.lists(st.one_of(PIECES, st.text(max_size=5)), max_size=6).map("".join)
+
+
+@given(histories=st.lists(st.lists(TITLE, max_size=6), min_size=1, max_size=4), title=TITLE, room=st.integers(0, 150))
+def test_prompts_are_those_of_the_definition(
+    histories: list[list[str]], title: str, room: int, llama_like: PreTrainedTokenizerFast
+) -> None:
+    """One token a letter and one in front: of titles, the most that fit; of a title that alone does not, what fits."""
+    max_length = 19 + room
+    found = PromptEncoder(llama_like, SHORT, max_length)(histories, [title] * len(histories))
+    for history, tokens in zip(histories, found, strict=True):
+        whole = [SHORT.render(history[start:], title) for start in range(len(history) + 1)]
+        cut = [SHORT.render([], title[:end]) for end in range(len(title) - 1, -1, -1)]
+        text = next(text for text in [*whole, *cut] if len(text) < max_length)
+        known = llama_like.get_vocab()
+        assert tokens == [llama_like.bos_token_id, *(known.get(letter, known["<unk>"]) for letter in text)]
