@@ -18,6 +18,7 @@ from cora.fetching import cache_folder
 from cora.generators import GENERATORS, generator_class
 from cora.methods import METHODS
 from cora.methods.config import MethodConfig
+from cora.prompts.template import one_line
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import as_table, joined, summary
 from cora.runs.settings import RunConfig, load_settings
@@ -65,12 +66,12 @@ def _score(options: argparse.Namespace) -> None:
     from cora.runs.recommend import recommend
 
     found = recommend(options.run, options.user, options.top, options.candidates)
-    history = ", ".join(found.history[-3:])
+    history = ", ".join(map(one_line, found.history[-3:]))
     print(f"user {options.user} liked {history or 'nothing so far'}" + (" most recently" if history else ""))
     for place, (title, probability, rank) in enumerate(
         zip(found.table["title"], found.table["probability"], found.table["collaborative_rank"], strict=True), 1
     ):
-        print(f"{place:>3}  {probability:.3f}  {title}  (candidate {rank})")
+        print(f"{place:>3}  {probability:.3f}  {one_line(title)}  (candidate {rank})")
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -94,5 +94,6 @@ class Calls:
 class _Thread(threading.local):
     """The Call set in this thread, and whether it is this thread's that the others share."""
 
-    call: Call | None = None
-    shares: bool = False
+    def __init__(self) -> None:
+        self.call: Call | None = None
+        self.shares = False

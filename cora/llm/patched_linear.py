@@ -116,8 +116,10 @@ class _Held(NamedTuple):
 class _Forward(threading.local):
     """Of a parent's forward in this thread: whether one runs, and the outputs that it holds. A copy starts anew."""
 
-    running: bool = False
-    held: _Held | None = None
+    # In every thread from the start: an attribute that appears later would be a reason for torch.compile to recompile.
+    def __init__(self) -> None:
+        self.running = False
+        self.held: _Held | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Forward, ()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -154,6 +155,21 @@ def test_a_checkpoint_around_the_scoring_model(make_base: Any) -> None:
         scores.square().sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
     assert all(map(torch.equal, *gradients))
+
+
+def test_a_compiled_model_is_compiled_once_for_all_deltas(make_base: Any, make_deltas: Any) -> None:
+    base = make_base("llama").requires_grad_(False)
+    patch = cora.patch(base)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(base, backend=counter, fullgraph=True)  # before any eager call has left its state
+    for _ in range(3):
+        deltas = make_deltas(patch, 2)
+        leaves = [t for a, b, _ in deltas.values() for t in (a, b)]
+        patch.set_deltas(deltas)
+        traced, eager = (torch.autograd.grad(logits(model).square().mean(), leaves) for model in (compiled, base))
+        for one, other in zip(traced, eager, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    assert counter.frame_count == 1
 
 
 @pytest.fixture
