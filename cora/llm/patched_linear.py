@@ -40,6 +40,7 @@ class LoRALinear(nn.Module):
         self.weight = cast(nn.Parameter, base.weight)
         self.bias = cast("nn.Parameter | None", base.bias)
         self.out_features, self.in_features = self.frozen_weight.shape
+        self.nf = self.out_features  # its name in Conv1D's forward
         self.group: SiblingGroup | None = None
         self.training = base.training
         self._base = (base,)  # in a tuple: it is no part of the model meanwhile
@@ -72,7 +73,7 @@ class LoRALinear(nn.Module):
             )
         delta = call.deltas.get(self.name)
         if delta is None:
-            return self.calls.mark(cast(Tensor, self.base.forward(x)), call)
+            return self.calls.mark(self.frozen(x), call)
         if x.dim() != 3:
             raise ValueError(
                 f"{self.name}: expected x of shape [B, T, {self.in_features}], got {list(x.shape)}: a linear that does "
@@ -85,6 +86,11 @@ class LoRALinear(nn.Module):
             )
         y = self.alone(x, call) if self.group is None else self.group.output(self, x, call)
         return self.calls.mark(y, call)
+
+    def frozen(self, x: Tensor) -> Tensor:
+        """What `base` gives, by its own forward on the weight and the bias that are here."""
+        y: Tensor = type(self._base[0]).forward(self, x)
+        return y
 
     def alone(self, x: Tensor, call: Call) -> Tensor:
         lora_a, lora_b, scaling = call.deltas[self.name]
