@@ -6,7 +6,7 @@ or per model (padding indices, loading adapters, compiling) belongs into the pre
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.cases import BenchCase
 from cora_kernels import backends
+from cora_kernels.backends.weight_packs import keep_packed
 from cora_kernels.testing import Inputs, call
 
 Run = Callable[[], tuple[Tensor, ...]]
@@ -203,12 +204,19 @@ def _grouped_mm(case: BenchCase, inputs: Inputs) -> Run:
     return run
 
 
-def _ours(backend: str) -> Callable[[BenchCase, Inputs], Run]:
+def _ours(backend: str, keep: bool = True) -> Callable[[BenchCase, Inputs], Run]:
+    """keep: packed copies of W are kept, as in a patched model; of own tensors, so that other calls keep nothing."""
+
     def prepare(case: BenchCase, inputs: Inputs) -> Run:
         reason = backends()[backend]
         if reason is not None:
             raise Unsupported(reason)
-        return lambda: call(inputs, backend)
+        if not keep:
+            return lambda: call(inputs, backend)
+        kept = replace(inputs, weights=tuple(weight.detach() for weight in inputs.weights))
+        for weight in kept.weights:
+            keep_packed(weight)
+        return lambda: call(kept, backend)
 
     return prepare
 
@@ -253,4 +261,5 @@ CONTESTANTS: tuple[Contestant, ...] = (
         Contestant(f"ours: {name}", f"cora_kernels, backend {name!r}", _ours(name), ours=True)
         for name in ("cpu", "triton", "cuda", "chain")
     ),
+    Contestant("ours: cpu, bare", "the same without kept copies of W, packed in each call", _ours("cpu", keep=False)),
 )

@@ -44,7 +44,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     cpu::choose_kernels(kernels);
   });
   m.def("fast_path_group", &cpu::fast_path_group);
-  m.def("keep_packs", &cpu::keep_packs);
+  m.def("keep_packed", &cpu::keep_packed);
+  m.def("release_packed", &cpu::release_packed);
+  m.def("forget_packed", &cpu::forget_packed);
+  m.def("refresh_packed", &cpu::refresh_packed);
   m.def("clear_packs", &cpu::clear_packs);
-  m.def("packs_bytes", &cpu::packs_bytes);
+  // Waits for packs that are being made.
+  m.def("packs_bytes", &cpu::packs_bytes, pybind11::call_guard<pybind11::gil_scoped_release>());
 }

@@ -59,6 +59,7 @@ class Patch:
         self._frozen_weights = [layer.weight for layer in trainable.values()]
         for weight in self._frozen_weights:
             weight.requires_grad_(False)
+        self.refresh()
         for place in places:
             setattr(place.parent, place.child, place.layer)
         if any(layer is _output_layer(model) for layer in self.layers.values()):
@@ -101,6 +102,15 @@ class Patch:
             _check_cu_seqlens(cu_seqlens, chosen)
         return Call(chosen, cu_seqlens, backward=torch._C._current_graph_task_id())
 
+    def refresh(self) -> None:
+        """Has the frozen weights read anew: after a write to a few of their elements that torch does not count (through
+        `.data`, NumPy, shared memory), and, which saves time alone, after a layer was given another weight.
+
+        For the CPU kernels, which keep packed copies of the weights that were there when the model was patched.
+        """
+        for layer in self.layers.values():
+            layer.keep_packed()
+
     def remove(self) -> None:
         """Puts the very same linears back, their requires_grad as it was. A second call does nothing.
 
@@ -114,6 +124,7 @@ class Patch:
         allow_resizing(self.model)
         for place in self._places:
             setattr(place.parent, place.child, place.layer.base)
+            place.layer.keep_packed(False)
         for handle in self._handles:
             handle.remove()
         for weight in self._frozen_weights:
@@ -184,6 +195,12 @@ def patch(
     call. The state dict is that of the unpatched model. A deep copy of the model has the deltas set at that moment, for
     good; a deep copy of the handle holds a copied model of its own, `handle.model`. Prints the report and returns the
     handle. Activation checkpointing needs use_reentrant=False.
+
+    On a CPU the kernels keep packed copies of the frozen weights, as large as they are, one for the forward and one for
+    the backward. They notice when a weight changes: every write that torch counts, other memory behind it, another
+    Parameter in its place (of which nothing is kept, as under FSDP), and a write through `.data`, NumPy or shared
+    memory that changes most of it (an average of weights copied in, offloading). After such a write to a few elements
+    or rows, call `patch.refresh()`.
 
     Raises TypeError if a target is no plain nn.Linear or Conv1D (quantised, an embedding, wrapped by PEFT),
     ValueError if nothing matches, for a layer that does not exist, for a model already patched, or for a linear that

@@ -1,6 +1,7 @@
 """The patched linear: the frozen linear it stands for plus the low-rank path of the deltas of the call."""
 
 import threading
+import weakref
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from cora.llm.calls import Call, Calls
 from cora.llm.deltas import Delta
 from cora_kernels import lora_linear, lora_linear_group
+from cora_kernels.backends.weight_packs import keep_packed, refresh_packed, release_packed
 
 # What torch.nn.Module keeps a module's forward hooks in.
 _HOOKS = (
@@ -18,6 +20,15 @@ _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
+
+
+class _Kept:
+    """The weight of which packed copies are kept for a layer, or none. A copy of this has none."""
+
+    weight: weakref.ref[Tensor] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Kept, ()
 
 
 class LoRALinear(nn.Module):
@@ -46,6 +57,30 @@ class LoRALinear(nn.Module):
         self._base = (base,)  # in a tuple: it is no part of the model meanwhile
         for hooks in _HOOKS:
             setattr(self, hooks, getattr(base, hooks))
+        self._keeps = False
+        self._kept = _Kept()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._keeps:
+            self.keep_packed()
+
+    def keep_packed(self, keep: bool = True) -> None:
+        """Has the CPU kernels keep their packed copies of the weight that is here now, read anew, or not keep them.
+
+        Those of a weight that was here before are freed. Only a frozen plain Parameter is kept: its content changes
+        by writes that can be seen.
+        """
+        before = None if self._kept.weight is None else self._kept.weight()
+        if before is not None:
+            release_packed(before)
+        weight = self.weight
+        self._keeps = keep
+        self._kept.weight = None
+        if keep and type(weight) is nn.Parameter and not weight.requires_grad:
+            keep_packed(weight)
+            refresh_packed(weight)
+            self._kept.weight = weakref.ref(weight)
 
     @property
     def base(self) -> nn.Module:

@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "base_panels.h"
 #include "block_memory.h"
 #include "lowrank_gemm.h"
 
@@ -44,6 +45,7 @@ class BlockWorker {
         can_join_(low_ == Panel::kPairs && kernels.joint && !by_block_ && joinable(gemm)),
         group_panels_(std::max<int64_t>(kProductBytes / (max_rows * kTileCols * 4), 1)),
         memory_(gemm, kernels, max_rows, group_panels_ * kTileCols, by_block_ || can_join_ ? kTileCols : 0),
+        base_panels_(gemm, kernels, memory_),
         operands_(gemm.operands.size()),
         packed_sample_(memory_.expand_panels.size()) {}
 
@@ -342,10 +344,8 @@ class BlockWorker {
   }
 
   void add_bases(const Output& output, int64_t panel, int64_t row) {
-    for (const BaseTerm& base : output.bases) {
-      const int64_t bytes = panel_bytes(base_panel(gemm_.dtype), gemm_.operands[base.operand].depth);
-      strips_.push_back(strip(base.operand, row, base.panels + panel * bytes, kTileCols));
-    }
+    for (size_t i = 0; i < output.bases.size(); ++i)
+      strips_.push_back(strip(output.bases[i].operand, row, base_panels_.find(output, i, panel), kTileCols));
   }
 
   Destination destination(const Output& output, int64_t row, int64_t col) const {
@@ -388,6 +388,7 @@ class BlockWorker {
   int64_t begin_ = 0;
   int64_t end_ = 0;
   BlockMemory memory_;
+  BasePanels base_panels_;
   std::vector<Operand> operands_;
   // The sample whose factor an expand panel holds.
   std::vector<int64_t> packed_sample_;

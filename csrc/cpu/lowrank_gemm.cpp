@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "block_worker.h"
+#include "panels.h"
 
 namespace cora::cpu {
 namespace {
@@ -100,7 +101,7 @@ class Blocks {
 
 }  // namespace
 
-void run(const LowRankGemm& gemm, const Kernels& kernels) {
+void run(LowRankGemm& gemm, const Kernels& kernels) {
   const int64_t rows = gemm.segments.rows;
   if (rows == 0) return;
   const int64_t threads = at::get_num_threads();
@@ -110,7 +111,12 @@ void run(const LowRankGemm& gemm, const Kernels& kernels) {
 
   const int64_t share = round_up(at::divup(rows, threads), kTileRows);
   const int64_t most = block_rows(gemm, kernels);
-  if (panels == 0 || threads == 1 || rows >= threads * kMinRowsPerThread) {
+  const bool by_rows = panels == 0 || threads == 1 || rows >= threads * kMinRowsPerThread;
+  // A weight that is packed for this call alone: where one worker needs a panel, for one block of rows, that worker
+  // packs it when it does; else the threads pack the whole first, or each would pack it for itself.
+  PanelsOfCall packed;
+  if (rows > (by_rows ? std::min(share, most) : most)) packed.pack(gemm, kernels);
+  if (by_rows) {
     Blocks blocks(gemm, kernels, panels, share, most);
     at::parallel_for(0, at::divup(rows, share), 1, [&](int64_t first, int64_t last) { blocks.run(first, last); });
     return;

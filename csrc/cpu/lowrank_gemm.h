@@ -1,8 +1,8 @@
-// The one shape of work behind forward, backward and shrink: products of row operands with a frozen, packed matrix,
-// plus low-rank products whose inner factor S is itself computed here.
+// The one shape of work behind forward, backward and shrink: products of row operands with a frozen matrix, plus
+// low-rank products whose inner factor S is itself computed here.
 //
 //     S_a = scale · Σ_t rows_t · F_t[sample]            (F_t: A in the forward, Bᵀ in the backward)
-//     out = Σ_b rows_b · panels_b + Σ_l S_l · E_l[sample] + bias
+//     out = Σ_b rows_b · weight_b + Σ_l S_l · E_l[sample] + bias
 #pragma once
 
 #include <algorithm>
@@ -32,8 +32,10 @@ struct Shrink {
   float* s;
 };
 
+// rows[operand] · weight [depth x cols]. panels: the weight packed, or null: then `run` packs it.
 struct BaseTerm {
   int operand;
+  Matrix weight;
   const char* panels;
 };
 
@@ -64,7 +66,7 @@ struct LowRankGemm {
   std::vector<Output> outputs;
 };
 
-void run(const LowRankGemm& gemm, const Kernels& kernels);
+void run(LowRankGemm& gemm, const Kernels& kernels);
 
 // Whether some factor of these terms differs from sample to sample.
 template <class Terms>

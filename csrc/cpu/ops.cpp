@@ -65,8 +65,11 @@ struct Call {
   const Tensor& keep(Tensor t) { return kept.emplace_back(std::move(t)); }
 
   BaseTerm base(int operand, const Tensor& weight, bool transposed) {
-    return {operand,
-            static_cast<const char*>(keep(packed(weight, transposed, gemm.dtype, kernels())).const_data_ptr())};
+    const Matrix matrix = matrix_of(weight);
+    BaseTerm term{operand, transposed ? matrix : matrix.transposed(), nullptr};
+    const Tensor panels = kept_panels(weight, transposed, gemm.dtype, kernels());
+    if (panels.defined()) term.panels = static_cast<const char*>(keep(panels).const_data_ptr());
+    return term;
   }
 
   // Adds S [rows, rank], to be computed from terms, or the one given, and returns it.

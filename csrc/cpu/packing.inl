@@ -21,11 +21,19 @@ inline void store_any(void* p, Dtype dtype, Vec v, int64_t n) {
   }
 }
 
+// How far ahead a column is asked for: a panel is packed from more columns than the processor follows by itself.
+constexpr int64_t kColumnAhead = 512;
+
 // block[i] = src[row + i, col : col + width], zero outside rows x cols.
 inline void load_block(const Matrix& src, int64_t row, int64_t col, int64_t rows, int64_t cols, Vec (&block)[kWidth]) {
   if (src.col_stride == 1) {
     for (int i = 0; i < kWidth; ++i)
       block[i] = i < rows ? load_any(src.at(0, row + i, col), src.dtype, cols) : zero();
+  } else if (src.row_stride == 1 && src.dtype == Dtype::kFloat && rows >= kWidth && cols >= kWidth) {
+    const float* data = static_cast<const float*>(src.at(0, row, col));
+    for (int i = 0; i < kWidth; ++i)
+      __builtin_prefetch(reinterpret_cast<const char*>(data + i * src.col_stride) + kColumnAhead);
+    load_columns(data, src.col_stride, block);
   } else if (src.row_stride == 1) {
     const auto column = [&](int64_t i) {
       return i < cols ? load_any(src.at(0, row, col + i), src.dtype, rows) : zero();

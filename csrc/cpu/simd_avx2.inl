@@ -96,6 +96,25 @@ inline void store_bf16(uint16_t* p, Vec v, int64_t n) {
 
 inline Vec join_halves(Vec a, Vec b) { return _mm256_insertf128_ps(a, _mm256_castps256_ps128(b), 1); }
 
+// Four elements of a row and of that 4 further, side by side.
+inline Vec load_halves(const float* p, int64_t stride) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 4 * stride), 1);
+}
+
+// columns[i] = element i of eight rows `stride` apart: half of the shuffling is done by loads.
+inline void load_columns(const float* p, int64_t stride, Vec (&columns)[kWidth]) {
+  for (int i = 0; i < kWidth; i += 4, p += 4) {
+    const Vec a = load_halves(p, stride), b = load_halves(p + stride, stride);
+    const Vec c = load_halves(p + 2 * stride, stride), d = load_halves(p + 3 * stride, stride);
+    const Vec ab_low = _mm256_unpacklo_ps(a, b), ab_high = _mm256_unpackhi_ps(a, b);
+    const Vec cd_low = _mm256_unpacklo_ps(c, d), cd_high = _mm256_unpackhi_ps(c, d);
+    columns[i] = _mm256_shuffle_ps(ab_low, cd_low, 0x44);
+    columns[i + 1] = _mm256_shuffle_ps(ab_low, cd_low, 0xee);
+    columns[i + 2] = _mm256_shuffle_ps(ab_high, cd_high, 0x44);
+    columns[i + 3] = _mm256_shuffle_ps(ab_high, cd_high, 0xee);
+  }
+}
+
 // The first N rows, N x N at a time side by side: N is the width, or half of it.
 template <int N>
 inline void transpose(Vec (&rows)[kWidth]) {

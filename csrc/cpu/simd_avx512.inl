@@ -98,6 +98,31 @@ inline void store_bf16(uint16_t* p, Vec v, int64_t n) { store_bits(p, to_bf16(v)
 // The low halves of both.
 inline Vec join_halves(Vec a, Vec b) { return _mm512_insertf32x8(a, _mm512_castps512_ps256(b), 1); }
 
+// Four elements of a row and of those 4, 8 and 12 further, side by side.
+inline Vec load_quarters(const float* p, int64_t stride) {
+  Vec v = _mm512_castps128_ps512(_mm_loadu_ps(p));
+  v = _mm512_mask_broadcast_f32x4(v, 0x00f0, _mm_loadu_ps(p + 4 * stride));
+  v = _mm512_mask_broadcast_f32x4(v, 0x0f00, _mm_loadu_ps(p + 8 * stride));
+  return _mm512_mask_broadcast_f32x4(v, 0xf000, _mm_loadu_ps(p + 12 * stride));
+}
+
+// columns[i] = element i of sixteen rows `stride` apart: most of the shuffling is done by loads.
+inline void load_columns(const float* p, int64_t stride, Vec (&columns)[kWidth]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kWidth; i += 4, p += 4) {
+    const Vec a = load_quarters(p, stride), b = load_quarters(p + stride, stride);
+    const Vec c = load_quarters(p + 2 * stride, stride), d = load_quarters(p + 3 * stride, stride);
+    const __m512d ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+    const __m512d ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+    const __m512d cd_low = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+    const __m512d cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+    columns[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_low, cd_low));
+    columns[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_low, cd_low));
+    columns[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high));
+    columns[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high));
+  }
+}
+
 // The first N rows, N x N at a time side by side: N is the width, or half of it. Every round swaps the off-diagonal
 // halves of ever larger 2 x 2 blocks.
 template <int N>

@@ -1,6 +1,5 @@
-"""What is special about the CPU kernels: instruction sets, threads, packed weights, the extension itself."""
+"""What is special about the CPU kernels: instruction sets, threads, the extension itself."""
 
-import gc
 import importlib.util
 import sys
 from dataclasses import replace
@@ -12,9 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cora_kernels
 from cora_kernels import lora_linear
-from cora_kernels.backends import cpu, extension, weight_packs
-from cora_kernels.operands import Operands
-from cora_kernels.segments import Segments
+from cora_kernels.backends import cpu, extension
 from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
 
 pytestmark = pytest.mark.skipif(cpu.availability() is not None, reason=f"cpu: {cpu.availability()}")
@@ -43,26 +40,6 @@ def isa(request):
     extension._C.set_cpu_isa(request.param)
     yield request.param
     extension._C.set_cpu_isa(None)
-
-
-@pytest.fixture
-def weight():
-    """A weight that no pack is kept of."""
-    weight_packs.clear_weight_packs()
-    return torch.randn(100, 64, generator=torch.Generator().manual_seed(3))
-
-
-def forward(weight, x=None):
-    x = torch.ones(1, 3, weight.shape[1]) if x is None else x
-    a, b = torch.ones(weight.shape[1], 2), torch.ones(2, weight.shape[0])
-    return cora_kernels.lora_linear(x, weight, a, b, backend="cpu")
-
-
-def expected(weight):
-    with torch.inference_mode(False):
-        x = torch.ones(1, 3, weight.shape[1])
-        a, b = torch.ones(weight.shape[1], 2), torch.ones(2, weight.shape[0])
-        return cora_kernels.lora_linear(x, weight.clone(), a, b, backend="reference")
 
 
 @pytest.mark.parametrize("case", VARIETY, ids=str)
@@ -158,100 +135,13 @@ def test_bitwise_independent_of_the_neighbours(length, isa):
         assert torch.equal(y[0], together["y[0]"][i])
 
 
-def test_a_weight_changed_in_place_is_packed_again(weight):
-    before = forward(weight)
-    with torch.no_grad():
-        weight[3, 5] += 1.0
-    assert not torch.equal(forward(weight), before)
-    torch.testing.assert_close(forward(weight), expected(weight))
-
-
-def test_a_weight_written_through_data_is_packed_again(weight):
-    """As adapters are merged: the version counter does not see this."""
-    forward(weight)
-    version = weight._version
-    weight.data += 0.25
-    assert weight._version == version
-    torch.testing.assert_close(forward(weight), expected(weight))
-
-
-def test_clear_has_weights_read_again(weight):
-    forward(weight)
-    weight.data[7, 9] += 1.0
-    weight_packs.clear_weight_packs()
-    torch.testing.assert_close(forward(weight), expected(weight))
-
-
-def test_a_weight_whose_memory_was_swapped(weight):
-    forward(weight)
-    weight.data = torch.randn(100, 64)
-    torch.testing.assert_close(forward(weight), expected(weight))
-
-
-def test_new_views_of_one_weight_share_its_pack(weight):
-    conv1d = weight.t().contiguous()
-    forward(conv1d.t())
-    held = weight_packs.weight_pack_bytes()
-    for _ in range(3):
-        torch.testing.assert_close(forward(conv1d.t()), expected(weight))
-    assert weight_packs.weight_pack_bytes() == held
-    conv1d.mul_(2.0)
-    torch.testing.assert_close(forward(conv1d.t()), expected(conv1d.t()))
-    assert weight_packs.weight_pack_bytes() == held
-
-
-def test_slices_of_one_weight_are_packed_apart(weight):
-    for part in (weight[:50], weight[50:], weight[:, :32]):
-        torch.testing.assert_close(forward(part), expected(part))
-
-
-def test_packs_are_as_large_as_the_weight_and_die_with_it():
-    weight_packs.clear_weight_packs()
-    weight = torch.randn(100, 64)
-    forward(weight)
-    assert weight_packs.weight_pack_bytes() == 144 * 64 * 4  # columns in panels of 48
-    forward(weight, torch.ones(1, 3, 64, requires_grad=True)).sum().backward()
-    assert weight_packs.weight_pack_bytes() == 144 * 64 * 4 + 96 * 100 * 4
-    del weight
-    gc.collect()
-    assert weight_packs.weight_pack_bytes() == 0
-
-
-def test_packs_are_kept_only_if_wanted(weight):
-    forward(weight)
-    with weight_packs.weight_packing(False):
-        assert weight_packs.weight_pack_bytes() == 0
-        torch.testing.assert_close(forward(weight), expected(weight))
-        assert weight_packs.weight_pack_bytes() == 0
-    forward(weight)
-    assert weight_packs.weight_pack_bytes() > 0
-
-
-def test_weights_without_a_version_are_never_kept(weight):
-    with torch.inference_mode():
-        inference = weight.clone()
-        for _ in range(2):
-            torch.testing.assert_close(forward(inference), expected(inference))
-            inference.add_(1.0)
-    assert weight_packs.weight_pack_bytes() == 0
-
-
-def test_a_weight_in_another_dtype_has_a_pack_for_each(weight):
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        x = torch.ones(1, 3, 64, dtype=dtype)
-        one_sample = Segments(1, 3, 3, None)
-        operands = Operands([weight], [torch.ones(64, 2)], [torch.ones(2, 100)], [None], 1.0, one_sample)
-        y = cpu.forward(x[0], operands)[0][0]
-        torch.testing.assert_close(y, expected(weight.to(dtype).float())[0].to(dtype), rtol=1e-2, atol=1e-1)
-
-
 @pytest.mark.parametrize(
     ("boundaries", "message"),
     [([1, 2, 3], "start at 0"), ([0, 2, 4], "end at the number of rows"), ([0, 5, 3], "must not decrease")],
 )
-def test_the_ops_check_the_boundaries_they_walk(boundaries, message, weight):
+def test_the_ops_check_the_boundaries_they_walk(boundaries, message):
     cu_seqlens = torch.tensor(boundaries, dtype=torch.int32)
-    a, b = torch.ones(2, 64, 2), torch.ones(2, 2, 100)
+    weight, a, b = torch.ones(100, 64), torch.ones(2, 64, 2), torch.ones(2, 2, 100)
     with pytest.raises(ValueError, match=message):
         torch.ops.cora_kernels.cpu_forward(torch.ones(3, 64), [weight], [a], [b], [None], None, 1.0, cu_seqlens, 2, [])
 
