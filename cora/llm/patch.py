@@ -59,8 +59,8 @@ class Patch:
         self._frozen_weights = [layer.weight for layer in trainable.values()]
         for weight in self._frozen_weights:
             weight.requires_grad_(False)
-        self.refresh()
         for place in places:
+            place.layer.keep_packed()
             setattr(place.parent, place.child, place.layer)
         if any(layer is _output_layer(model) for layer in self.layers.values()):
             refuse_resizing(model)
@@ -104,12 +104,13 @@ class Patch:
 
     def refresh(self) -> None:
         """Has the frozen weights read anew: after a write to a few of their elements that torch does not count (through
-        `.data`, NumPy, shared memory), and, which saves time alone, after a layer was given another weight.
+        `.data`, NumPy, shared memory).
 
-        For the CPU kernels, which keep packed copies of the weights that were there when the model was patched.
+        For the CPU kernels, which keep packed copies of the weights that were there when the model was patched. Those
+        of a weight that was replaced since are freed.
         """
         for layer in self.layers.values():
-            layer.keep_packed()
+            layer.refresh_packed()
 
     def remove(self) -> None:
         """Puts the very same linears back, their requires_grad as it was. A second call does nothing.

@@ -66,10 +66,9 @@ class LoRALinear(nn.Module):
             self.keep_packed()
 
     def keep_packed(self, keep: bool = True) -> None:
-        """Has the CPU kernels keep their packed copies of the weight that is here now, read anew, or not keep them.
+        """Has the CPU kernels keep their packed copies of the weight that is here now, or keep none any more.
 
-        Those of a weight that was here before are freed. Only a frozen plain Parameter is kept: its content changes
-        by writes that can be seen.
+        Only of a frozen plain Parameter: what others hold may change by writes that cannot be seen.
         """
         before = None if self._kept.weight is None else self._kept.weight()
         if before is not None:
@@ -79,8 +78,14 @@ class LoRALinear(nn.Module):
         self._kept.weight = None
         if keep and type(weight) is nn.Parameter and not weight.requires_grad:
             keep_packed(weight)
-            refresh_packed(weight)
             self._kept.weight = weakref.ref(weight)
+
+    def refresh_packed(self) -> None:
+        """Has the weight packed anew. If it is another one, which may be gathered anew in every step, keeps none."""
+        if self._kept.weight is not None and self._kept.weight() is self.weight:
+            refresh_packed(self.weight)
+        else:
+            self.keep_packed(False)
 
     @property
     def base(self) -> nn.Module:

@@ -21,20 +21,29 @@ inline void store_any(void* p, Dtype dtype, Vec v, int64_t n) {
   }
 }
 
-// How far ahead a column is asked for: a panel is packed from more columns than the processor follows by itself.
+// How far ahead columns, in bytes, and rows are asked for: a panel is packed from more columns than the processor
+// follows by itself, and of long rows only a short stretch is read.
 constexpr int64_t kColumnAhead = 512;
+constexpr int64_t kPackedAhead = 16;
+
+// Columns so many bytes apart share their place in L1, which has room for fewer of them than a block has: each line is
+// read once then, in whole vectors.
+constexpr int64_t kCrowdedStride = 4096;
 
 // block[i] = src[row + i, col : col + width], zero outside rows x cols.
 inline void load_block(const Matrix& src, int64_t row, int64_t col, int64_t rows, int64_t cols, Vec (&block)[kWidth]) {
   if (src.col_stride == 1) {
-    for (int i = 0; i < kWidth; ++i)
+    for (int i = 0; i < kWidth; ++i) {
+      __builtin_prefetch(src.at(0, row + i + kPackedAhead, col));
       block[i] = i < rows ? load_any(src.at(0, row + i, col), src.dtype, cols) : zero();
-  } else if (src.row_stride == 1 && src.dtype == Dtype::kFloat && rows >= kWidth && cols >= kWidth) {
-    const float* data = static_cast<const float*>(src.at(0, row, col));
-    for (int i = 0; i < kWidth; ++i)
-      __builtin_prefetch(reinterpret_cast<const char*>(data + i * src.col_stride) + kColumnAhead);
-    load_columns(data, src.col_stride, block);
+    }
   } else if (src.row_stride == 1) {
+    if (src.dtype == Dtype::kFloat && rows >= kWidth && cols >= kWidth) {
+      const float* data = static_cast<const float*>(src.at(0, row, col));
+      for (int i = 0; i < kWidth; ++i)
+        __builtin_prefetch(reinterpret_cast<const char*>(data + i * src.col_stride) + kColumnAhead);
+      if (src.col_stride * 4 % kCrowdedStride != 0) return load_columns(data, src.col_stride, block);
+    }
     const auto column = [&](int64_t i) {
       return i < cols ? load_any(src.at(0, row, col + i), src.dtype, rows) : zero();
     };
@@ -62,6 +71,10 @@ inline void pack_bf16_rows(const Matrix& src, int64_t depth, int64_t cols, float
   const uint16_t* even = static_cast<const uint16_t*>(src.data);
   for (int64_t k = 0; k < depth; k += 2, even += 2 * src.row_stride, dst += panel_stride) {
     const uint16_t* odd = even + src.row_stride;
+    for (const uint16_t* row : {even, odd}) {
+      __builtin_prefetch(row + kPackedAhead * src.row_stride);
+      __builtin_prefetch(row + kPackedAhead * src.row_stride + kTileCols - 1);
+    }
     int64_t col = 0;
     for (; k + 1 < depth && col + 2 * kWidth <= cols; col += 2 * kWidth) {
       Vec pairs[2];
