@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from cora_kernels import dispatch
 from cora_kernels.autograd import autocasts
 from cora_kernels.backends import cpu
-from cora_kernels.checks import check_cu_seqlens, kind_of
+from cora_kernels.checks import borders, check_saved, has_tangent, number, plain, transform
 from cora_kernels.segments import spans
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -22,30 +22,39 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, sca
     Args:
         q: [M, H, D], the rows of all samples one after another. float32, bfloat16, float16 or float64.
         k, v: [M, G, D] in q's dtype; each of the G heads serves H / G heads of q in a row.
-        cu_seqlens: int32 [B + 1], on q's device: sample i owns the rows cu_seqlens[i]:cu_seqlens[i + 1], perhaps none.
-            It starts at 0, never decreases and ends at M.
-        scale: None is D ** -0.5.
+        cu_seqlens: int32 [B + 1] of any stride, on q's device: sample i owns the rows cu_seqlens[i]:cu_seqlens[i + 1],
+            perhaps none. It starts at 0, never decreases and ends at M.
+        scale: a real number; None is D ** -0.5.
 
     Returns o [M, H, D] in q's dtype. Differentiable once, in q, k and v. On the CPU a kernel of its own serves, whose
     products are summed in float32, of which no [T, T] matrix is kept and whose bits are the same for any number of
     threads; elsewhere, or where `use_backend` names another backend than "cpu", torch's attention, sample by sample.
     Under autocast q, k and v are cast as for torch's attention.
 
-    Raises TypeError for a wrong type or dtype, ValueError for a wrong shape, device or value.
+    Strides and views are free and layouts and subclasses refused as in `lora_linear`.
+
+    Raises TypeError for a wrong type, layout or dtype, ValueError for a wrong shape, device or value.
 
     Source: Dao et al., FlashAttention (NeurIPS 2022, arXiv 2205.14135), for the backward from the rows' sums.
     """
-    for name, t in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name} must be a Tensor, got {kind_of(t)}")
-    if autocasts(q):
+    q, k, v = plain(q, "q"), plain(k, "k"), plain(v, "v")
+    autocast = autocasts(q)
+    _check(q, k, v, autocast)
+    cu_seqlens = borders(cu_seqlens, "q", q)
+    scale = q.shape[-1] ** -0.5 if scale is None else number(scale, "scale")
+    if autocast:
         q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))
-    _check(q, k, v, cu_seqlens)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if attention_not_supported_reason(q.dtype, q.device) is None:
+    # torch's attention has the derivatives of torch.func and of the forward mode, too.
+    eager = not torch.compiler.is_compiling()
+    watched = eager and (transform() is not None or has_tangent(q, k, v))
+    if not watched and attention_not_supported_reason(q.dtype, q.device) is None:
+        if eager and torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+            for name, t in (("q", q), ("k", k), ("v", v)):
+                check_saved(t, name)
         return _PackedAttention.apply(q, k, v, cu_seqlens, scale)
-    outs = [_of_sample(q[rows], k[rows], v[rows], scale) for rows in spans(cu_seqlens, q.shape[0])]
-    return torch.cat(outs) if outs else q.clone()
+    samples = spans(cu_seqlens, q.shape[0]) or [slice(0, 0)]
+    q = q.contiguous()  # torch's attention gives its output the strides of q, even where rows or heads share memory.
+    return torch.cat([_of_sample(q[rows], k[rows], v[rows], scale) for rows in samples])
 
 
 def attention_not_supported_reason(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -72,7 +81,8 @@ class _PackedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, sums, cu_seqlens = ctx.saved_tensors
-        return *cpu.attention_backward(_unit_stride(g), q, k, v, sums, cu_seqlens, ctx.scale), None, None
+        g = _unit_stride(plain(g, "grad_outputs"))
+        return *cpu.attention_backward(g, q, k, v, sums, cu_seqlens, ctx.scale), None, None
 
 
 def _of_sample(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -84,9 +94,9 @@ def _unit_stride(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, autocast: bool) -> None:
     for name, t in (("q", q), ("k", k), ("v", v)):
-        if t.dtype not in _DTYPES or t.dtype != q.dtype:
+        if t.dtype not in _DTYPES or (t.dtype != q.dtype and not (autocast and t.dtype != torch.float64)):
             raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, as q is, got {t.dtype}")
         if t.dim() != 3 or t.shape[0] != q.shape[0] or t.shape[2] != q.shape[-1] or 0 in t.shape[1:]:
             raise ValueError(
@@ -101,4 +111,3 @@ def _check(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> None:
     for name, t in (("k", k), ("v", v)):
         if t.device != q.device:
             raise ValueError(f"{name} must be on the device of q, {q.device}, got {t.device}")
-    check_cu_seqlens(cu_seqlens, "q", q)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cora_kernels.checks import plain
 from cora_kernels.operands import Operands
 from cora_kernels.segments import Segments
 
@@ -38,6 +39,7 @@ class LoraLinearGroup(torch.autograd.Function):
 
         nothing = [None] * n
         ctx.save_for_backward(
+            segments.cu_seqlens,
             scaling if isinstance(scaling, Tensor) else None,
             x if any(needs_as) else None,
             *(weights if needs_x else nothing),
@@ -45,7 +47,7 @@ class LoraLinearGroup(torch.autograd.Function):
             *(lora_bs if needs_x or needs_scaling or any(needs_as) else nothing),
             *(kept if needs_scaling or any(needs_bs) else nothing[:n_a]),
         )
-        ctx.kernels, ctx.n, ctx.n_a, ctx.segments = kernels, n, n_a, segments
+        ctx.kernels, ctx.n, ctx.n_a, ctx.segments = kernels, n, n_a, segments._replace(cu_seqlens=None)
         ctx.scaling = None if isinstance(scaling, Tensor) else scaling
         ctx.as_like = [(a.dim() == 3, a.dtype) for a in lora_as]
         ctx.bs_like = [(b.dim() == 3, b.dtype) for b in lora_bs]
@@ -60,13 +62,14 @@ class LoraLinearGroup(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    kernels, n, segments = ctx.kernels, ctx.n, ctx.segments
+    kernels, n = ctx.kernels, ctx.n
     needs_scaling, needs_x = ctx.needs_input_grad[4:6]
     _, needs_as, needs_bs, needs_biases = _unflatten(ctx.needs_input_grad[6:], n, ctx.n_a)
-    scaling, x, *saved = ctx.saved_tensors
+    cu_seqlens, scaling, x, *saved = ctx.saved_tensors
+    segments = ctx.segments._replace(cu_seqlens=cu_seqlens)
     weights, lora_as, lora_bs, ss = _unflatten(saved, n, ctx.n_a)
     scaling = ctx.scaling if scaling is None else scaling
-    gs = [as_rows(g) for g in grads]
+    gs = [as_rows(plain(g, "grad_outputs")) for g in grads]
     weights = [_cast(weight, gs[0].dtype) for weight in weights]
     operands = Operands(weights, lora_as, lora_bs, [None] * n, scaling, segments)
 

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from cora_kernels import dispatch
 from cora_kernels.autograd import LoraLinearGroup, autocasts, run, without_autocast
-from cora_kernels.checks import check_cu_seqlens, kind_of
+from cora_kernels.checks import borders, check_saved, floating, has_tangent, kind_of, number, plain, transform
 from cora_kernels.operands import Operands
 from cora_kernels.segments import Segments, spans
 
 _FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _X_DTYPES = (*_FACTOR_DTYPES, torch.float64)
+_IN_GROUPS = {"weight": "weights", "lora_a": "lora_a", "lora_b": "lora_bs", "bias": "biases"}
 
 
 def lora_linear(
@@ -36,17 +37,23 @@ def lora_linear(
         lora_b: [B, r, N] or [r, N]. lora_a and lora_b may each be float32, bfloat16 or float16 whichever of them x is
             (with a float64 x: float64); x is never cast to suit them.
         bias: [N] in x's dtype.
-        scaling: a number, or a floating tensor [B].
-        cu_seqlens: int32 [B + 1], on x's device: sample i owns the rows cu_seqlens[i]:cu_seqlens[i + 1] of x, which may
-            be none. It starts at 0, never decreases and ends at M: checked on the CPU only, where it costs no wait.
+        scaling: a real number of any type, NumPy's too, or a tensor [B] of float32, bfloat16, float16 or float64.
+        cu_seqlens: int32 [B + 1] of any stride, on x's device: sample i owns the rows cu_seqlens[i]:cu_seqlens[i + 1]
+            of x, which may be none. It starts at 0, never decreases and ends at M: checked on the CPU only, where it
+            costs no wait.
         backend: a name from `backends()`; None takes that of `use_backend`, else the best one for these tensors.
 
     Returns y, [B, T, N] or [M, N], in x's dtype. Differentiable once, in x, lora_a, lora_b, bias and a tensor scaling,
     each gradient in the dtype of its input; the same inputs always give the same bits. Products are summed in float32
     (float64 for float64). Under autocast x, weight and bias are cast as for F.linear.
 
-    Raises TypeError for a wrong type or dtype and ValueError for a wrong shape, rank, device or value, for a weight
-    that requires grad, and for a backend that cannot serve the call.
+    Tensors may be views of any strides, overlapping ones and views with a negative bit included; gradients may come so,
+    too. Sparse, nested and other layouts are refused, and subclasses that compute in their own way (DTensor, quantised
+    weights); those that only add to Tensor are taken for what they hold. There is no forward-mode derivative and none
+    inside torch.func.
+
+    Raises TypeError for a wrong type, layout or dtype and ValueError for a wrong shape, rank, device or value, for a
+    weight that requires grad, and for a backend that cannot serve the call.
 
     Source: CoRA (Liu et al., AAAI 2025, arXiv 2408.10645); LoRA (Hu et al., ICLR 2022, arXiv 2106.09685).
     """
@@ -96,20 +103,21 @@ def _group(
         ys = dispatch.fast_path(backend, x, weights, lora_as, lora_bs, biases, scaling)
         if ys is not None:
             return ys
-    segments = _check_x(x, cu_seqlens)
+    x, segments = _check_x(x, cu_seqlens)
     autocast = autocasts(x)
-    operands = Operands(weights, lora_as, lora_bs, biases, scaling, segments)
-    _check_operands(x, operands, autocast, grouped)
-    _check_scaling(scaling, x, segments.batch)
+    scaling = _check_scaling(scaling, x, segments.batch)
+    operands = _check_operands(x, Operands(weights, lora_as, lora_bs, biases, scaling, segments), autocast, grouped)
+    needs_grad = torch.is_grad_enabled() and _any_requires_grad(x, operands)
+    if not torch.compiler.is_compiling():
+        _check_derivatives(x, operands, needs_grad, grouped)
     if autocast:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     kernels = dispatch.select(backend, x, operands)
     with without_autocast(x) if autocast else nullcontext():
-        if torch.is_grad_enabled():
-            for t in (x, scaling, *lora_as, *lora_bs, *biases):
-                if isinstance(t, Tensor) and t.requires_grad:
-                    tensors = (*weights, *lora_as, *lora_bs, *biases)
-                    return LoraLinearGroup.apply(kernels, len(weights), len(lora_as), segments, scaling, x, *tensors)
+        if needs_grad:
+            weights, lora_as, lora_bs, biases, scaling, segments = operands
+            tensors = (*weights, *lora_as, *lora_bs, *biases)
+            return LoraLinearGroup.apply(kernels, len(weights), len(lora_as), segments, scaling, x, *tensors)
         return tuple(run(kernels, x, operands)[0])
 
 
@@ -125,38 +133,41 @@ def _check_sequences(weights: object, lora_a: object, lora_bs: object, biases: o
         raise ValueError("weights must hold at least one Tensor, got none")
 
 
-def _check_x(x: Tensor, cu_seqlens: Tensor | None) -> Segments:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a Tensor, got {kind_of(x)}")
+def _check_x(x: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Segments]:
+    x = plain(x, "x")
     if x.dtype not in _X_DTYPES:
         raise TypeError(f"x must be float32, bfloat16, float16 or float64, got {x.dtype}")
     if cu_seqlens is None:
         if x.dim() != 3:
             raise ValueError(f"x must be [B, T, K], or packed [M, K] with cu_seqlens, got shape {list(x.shape)}")
-        return Segments.of(x, None)
+        return x, Segments.of(x, None)
     if x.dim() != 2:
         raise ValueError(f"x must be packed [M, K] where cu_seqlens is given, got shape {list(x.shape)}")
-    check_cu_seqlens(cu_seqlens, "x", x)
+    cu_seqlens = borders(cu_seqlens, "x", x)
     segments = Segments.of(x, cu_seqlens)
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         spans(cu_seqlens, segments.rows)  # for its checks of the values
-    return segments
+    return x, segments
 
 
-def _check_operands(x: Tensor, operands: Operands, autocast: bool, grouped: bool) -> None:
-    weights, lora_as, lora_bs, biases, _, segments = operands
-    device, width, batch = x.device, x.shape[-1], segments.batch
+def _check_operands(x: Tensor, given: Operands, autocast: bool, grouped: bool) -> Operands:
+    device, width, batch, n_a = x.device, x.shape[-1], given.segments.batch, len(given.lora_as)
     base_dtypes = _FACTOR_DTYPES if autocast else (x.dtype,)
     factor_dtypes = (torch.float64,) if x.dtype == torch.float64 else _FACTOR_DTYPES
-    for j, a in enumerate(lora_as):
-        _check_tensor(a, "lora_a", j, device, factor_dtypes, len(lora_as) > 1)
+    lora_as: list[Tensor] = []
+    for j, a in enumerate(given.lora_as):
+        a = _check_tensor(a, "lora_a", j, device, factor_dtypes, n_a > 1)
         if a.dim() not in (2, 3) or a.shape[-2] != width or (a.dim() == 3 and a.shape[0] != batch):
-            name = _name("lora_a", j, len(lora_as) > 1)
+            name = _name("lora_a", j, n_a > 1)
             raise ValueError(f"{name} must be [{batch}, {width}, r] or [{width}, r] to suit x, got {list(a.shape)}")
         if a.shape[-1] == 0:
-            raise ValueError(f"{_name('lora_a', j, len(lora_as) > 1)} must have a rank r >= 1, got {list(a.shape)}")
-    for j, (weight, b, bias) in enumerate(zip(weights, lora_bs, biases, strict=True)):
-        _check_tensor(weight, "weight", j, device, base_dtypes, grouped)
+            raise ValueError(f"{_name('lora_a', j, n_a > 1)} must have a rank r >= 1, got {list(a.shape)}")
+        lora_as.append(a)
+    weights: list[Tensor] = []
+    lora_bs: list[Tensor] = []
+    biases: list[Tensor | None] = []
+    for j, (weight, b, bias) in enumerate(zip(given.weights, given.lora_bs, given.biases, strict=True)):
+        weight = _check_tensor(weight, "weight", j, device, base_dtypes, grouped)
         if weight.dim() != 2 or weight.shape[1] != width or weight.numel() == 0:
             name = _name("weight", j, grouped)
             raise ValueError(f"{name} must be [N, {width}] to suit x, N and K >= 1, got {list(weight.shape)}")
@@ -165,47 +176,76 @@ def _check_operands(x: Tensor, operands: Operands, autocast: bool, grouped: bool
                 f"{_name('weight', j, grouped)} requires grad, but this op is for frozen weights and has no gradient "
                 "for them: call requires_grad_(False) on it or pass its detach(). To train it, use F.linear for x·Wᵀ"
             )
-        _check_tensor(b, "lora_b", j, device, factor_dtypes, grouped)
-        n, rank = weight.shape[0], lora_as[operands.a_of(j)].shape[-1]
+        b = _check_tensor(b, "lora_b", j, device, factor_dtypes, grouped)
+        n, rank = weight.shape[0], lora_as[j % n_a].shape[-1]
         if b.dim() not in (2, 3) or b.shape[-2] != rank or b.shape[-1] != n or (b.dim() == 3 and b.shape[0] != batch):
             raise ValueError(
                 f"{_name('lora_b', j, grouped)} must be [{batch}, {rank}, {n}] or [{rank}, {n}] to suit x, lora_a and "
                 f"the weight, got {list(b.shape)}"
             )
         if bias is not None:
-            _check_tensor(bias, "bias", j, device, base_dtypes, grouped)
+            bias = _check_tensor(bias, "bias", j, device, base_dtypes, grouped)
             if bias.dim() != 1 or bias.shape[0] != n:
                 name = _name("bias", j, grouped)
                 raise ValueError(f"{name} must be [{n}] to suit the weight, got {list(bias.shape)}")
+        weights.append(weight)
+        lora_bs.append(b)
+        biases.append(bias)
+    return Operands(weights, lora_as, lora_bs, biases, given.scaling, given.segments)
 
 
-def _check_scaling(scaling: float | Tensor, x: Tensor, batch: int) -> None:
+def _check_scaling(scaling: object, x: Tensor, batch: int) -> float | Tensor:
+    if not isinstance(scaling, Tensor):
+        return number(scaling, "scaling", "a number or a Tensor")
+    scaling = floating(scaling, "scaling")
+    if scaling.dim() != 1 or scaling.shape[0] != batch:
+        raise ValueError(f"scaling must be a number or [{batch}], one per sample, got shape {list(scaling.shape)}")
+    if scaling.device != x.device:
+        raise ValueError(f"scaling must be on the device of x, {x.device}, got {scaling.device}")
+    return scaling
+
+
+def _any_requires_grad(x: Tensor, operands: Operands) -> bool:
+    for t in (x, operands.scaling, *operands.lora_as, *operands.lora_bs, *operands.biases):
+        if isinstance(t, Tensor) and t.requires_grad:
+            return True
+    return False
+
+
+def _check_derivatives(x: Tensor, operands: Operands, needs_grad: bool, grouped: bool) -> None:
+    """Raises ValueError where a derivative is asked for that is not torch.autograd's, or that it cannot save for."""
+    transforms = transform()
+    if transforms is not None and (needs_grad or transforms != "Vmap"):
+        raise ValueError(f"x and the other tensors must not be differentiated inside torch.func, got {transforms}")
+    weights, lora_as, lora_bs, biases, scaling, _ = operands
+    if has_tangent(x, scaling, *weights, *lora_as, *lora_bs, *biases):
+        raise ValueError("x and the other tensors must have no forward-mode tangents: the op has only a backward")
+    if not needs_grad:
+        return
+    needs_a, needs_scaling = any(a.requires_grad for a in lora_as), False
+    if needs_a:
+        check_saved(x, "x")
     if isinstance(scaling, Tensor):
-        if not scaling.is_floating_point():
-            raise TypeError(f"scaling must be a floating tensor, got {scaling.dtype}")
-        if scaling.dim() != 1 or scaling.shape[0] != batch:
-            raise ValueError(f"scaling must be a number or [{batch}], one per sample, got shape {list(scaling.shape)}")
-        if scaling.device != x.device:
-            raise ValueError(f"scaling must be on the device of x, {x.device}, got {scaling.device}")
-    elif not isinstance(scaling, (float, int)) or isinstance(scaling, bool):
-        raise TypeError(f"scaling must be a number or a Tensor, got {kind_of(scaling)}")
+        check_saved(scaling, "scaling")
+        needs_scaling = scaling.requires_grad
+    saved = {"weight": weights, "lora_a": lora_as} if x.requires_grad else {}
+    saved |= {"lora_b": lora_bs} if x.requires_grad or needs_a or needs_scaling else {}
+    for kind, tensors in saved.items():
+        for j, t in enumerate(tensors):
+            check_saved(t, _name(kind, j, len(tensors) > 1 if kind == "lora_a" else grouped))
 
 
 def _check_tensor(
     t: Tensor, kind: str, j: int, device: torch.device, dtypes: tuple[torch.dtype, ...], grouped: bool
-) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{_name(kind, j, grouped)} must be a Tensor, got {kind_of(t)}")
+) -> Tensor:
+    t = plain(t, _name(kind, j, grouped))
     if t.dtype not in dtypes:
         expected = " or ".join(map(str, dtypes))
         raise TypeError(f"{_name(kind, j, grouped)} must be {expected} to suit x, got {t.dtype}")
     if t.device != device:
         raise ValueError(f"{_name(kind, j, grouped)} must be on the device of x, {device}, got {t.device}")
+    return t
 
 
 def _name(kind: str, j: int, grouped: bool) -> str:
-    if not grouped:
-        return kind
-    return {"weight": f"weights[{j}]", "lora_a": f"lora_a[{j}]", "lora_b": f"lora_bs[{j}]", "bias": f"biases[{j}]"}[
-        kind
-    ]
+    return f"{_IN_GROUPS[kind]}[{j}]" if grouped else kind

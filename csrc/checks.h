@@ -11,7 +11,8 @@ namespace cora {
 inline void check_rows(const char* name, const at::Tensor& t, int64_t rows, int64_t cols) {
   TORCH_CHECK(t.dim() == 2 && t.size(0) == rows && t.size(1) == cols, name, " must be [", rows, ", ", cols, "], got ",
               t.sizes());
-  TORCH_CHECK(t.stride(1) == 1 || t.size(1) <= 1, name, " must have unit column stride, got ", t.stride(1));
+  TORCH_CHECK(t.stride(1) == 1 || t.size(1) <= 1 || t.size(0) == 0, name, " must have unit column stride, got ",
+              t.stride(1));
 }
 
 inline void check_matrix(const char* name, const at::Tensor& t, int64_t rows, int64_t cols) {

@@ -43,6 +43,8 @@ def not_supported_reasons(x: Tensor, operands: Operands) -> list[str]:
     for matrix in (*operands.weights, *operands.lora_as, *operands.lora_bs):
         if matrix.dtype not in _DTYPES:
             reasons.append(f"weight, lora_a and lora_b must be float32, bfloat16 or float16, got {matrix.dtype}")
+    if not torch.compiler.is_compiling() and torch.jit.is_tracing():
+        reasons.append("torch.jit.trace cannot record it")
     return reasons
 
 

@@ -53,6 +53,8 @@ def not_supported_reasons(x: Tensor, operands: Operands) -> list[str]:
     for factor in (*operands.lora_as, *operands.lora_bs):
         if factor.dtype not in (x.dtype, torch.float32):
             reasons.append(f"lora_a and lora_b must be float32 or, like x, {x.dtype}, got {factor.dtype}")
+    if not torch.compiler.is_compiling() and torch.jit.is_tracing():
+        reasons.append("torch.jit.trace cannot record it")
     return reasons
 
 

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "ops.h"
+#include "views.h"
 
 namespace cora::cpu {
 namespace {
@@ -131,7 +132,7 @@ class LoraLinearGroup : public torch::autograd::Function<LoraLinearGroup> {
 
     Tensors gs;
     for (const Tensor& g : grads)
-      gs.push_back(as_rows(g));
+      gs.push_back(as_rows(plain("grad_outputs", g)));
     Tensors found(first_b + n);
     Tensors dss;
     bool needs_as = false;

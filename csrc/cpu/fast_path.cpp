@@ -6,24 +6,26 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "autograd.h"
+#include "views.h"
 
 namespace cora::cpu {
 namespace {
 
 using at::Tensor;
 
-// The tensor, if its memory is on the CPU and nothing but torch itself has a say in what happens to it; or null.
+// The tensor, if it is a plain one that autograd can save and that has no tangent (forward mode); or null.
 const Tensor* tensor_of(PyObject* object) {
   if (!THPVariable_Check(object)) return nullptr;
   const Tensor& t = THPVariable_Unpack(object);
-  const auto foreign = c10::DispatchKeySet(c10::DispatchKey::Python) | c10::functorch_transforms_ks;
-  return t.layout() == at::kStrided && t.device().is_cpu() && !t.key_set().has_any(foreign) ? &t : nullptr;
+  if (!is_plain(t) || t._fw_grad(0).defined()) return nullptr;
+  return t.is_inference() && at::GradMode::is_enabled() ? nullptr : &t;
 }
 
-// A mode that would see the ops, autocast, or a function transform.
+// A mode that would see the ops, autocast, a function transform, or torch.jit.trace.
 bool is_watched() {
+  constexpr c10::DispatchKeySet watchers({c10::DispatchKey::FuncTorchDynamicLayerFrontMode, c10::DispatchKey::Tracer});
   return at::autocast::is_autocast_enabled(at::kCPU) || c10::impl::TorchDispatchModeTLS::any_modes_set() ||
-         c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+         c10::impl::tls_local_dispatch_key_set().included_.has_any(watchers);
 }
 
 bool is_factor_dtype(at::ScalarType dtype) {

@@ -122,7 +122,8 @@ Tensors forward(const Tensor& x, at::TensorList weights, at::TensorList lora_as,
     const float* bias = nullptr;
     if (const OptionalTensor& b = biases.get(j)) {
       TORCH_CHECK(b->dim() == 1 && b->size(0) == cols, "bias must be [", cols, "], got ", b->sizes());
-      bias = call.keep(b->to(at::kFloat).contiguous()).const_data_ptr<float>();
+      // The dispatcher makes tensors and lists of them plain, but not a list of optional ones.
+      bias = call.keep(plain("bias", *b).to(at::kFloat).contiguous()).const_data_ptr<float>();
     }
     out.push_back(at::empty({x.size(0), cols}, x.options()));
     call.gemm.outputs.push_back(
@@ -204,7 +205,8 @@ namespace {
 Heads heads_of(const char* name, const Tensor& t, int64_t rows, int64_t heads, int64_t dim) {
   TORCH_CHECK(t.dim() == 3 && t.size(0) == rows && t.size(1) == heads && t.size(2) == dim, name, " must be [", rows,
               ", ", heads, ", ", dim, "], got ", t.sizes());
-  TORCH_CHECK(t.stride(2) == 1 || dim <= 1, name, " must have unit stride within a head, got ", t.stride(2));
+  TORCH_CHECK(t.stride(2) == 1 || dim <= 1 || rows == 0, name, " must have unit stride within a head, got ",
+              t.stride(2));
   return {t.const_data_ptr(), t.stride(0), t.stride(1)};
 }
 

@@ -7,6 +7,22 @@
 
 namespace cora::cpu {
 
+// Whether the values of t are the numbers in its memory on the CPU, and nothing but torch itself has a say in what
+// happens to it: no sparse or other layout, no negative bit, no zeros without memory, no subclass or function transform.
+inline bool is_plain(const at::Tensor& t) {
+  constexpr c10::DispatchKeySet plain({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
+                                       c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU});
+  return (t.key_set().raw_repr() & ~plain.raw_repr()) == 0;
+}
+
+// t, or a copy of it that is plain where t has a negative bit or is zeros without memory.
+inline at::Tensor plain(const char* name, const at::Tensor& t) {
+  if (is_plain(t)) return t;
+  at::Tensor copy = t.is_neg() || t._is_zerotensor() ? t.clone() : t;
+  TORCH_CHECK_TYPE(is_plain(copy), name, " must be a plain strided Tensor, got one with ", t.key_set());
+  return copy;
+}
+
 inline Dtype dtype_of(const at::Tensor& t) {
   switch (t.scalar_type()) {
     case at::kFloat: return Dtype::kFloat;

@@ -82,6 +82,8 @@ def not_supported_reasons(x: Tensor, operands: Operands) -> list[str]:
             reasons.append(f"lora_a and lora_b must be float32, bfloat16 or float16, got {factor.dtype}")
     if _interprets() and any(t.dtype == torch.bfloat16 for t in (x, *factors)):
         reasons.append("Triton's interpreter rounds and multiplies bfloat16 wrongly")
+    if not torch.compiler.is_compiling() and torch.jit.is_tracing():
+        reasons.append("torch.jit.trace cannot record it")
     return reasons
 
 
