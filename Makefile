@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # Of the demo alone: fewer steps and rows, and shorter prompts. Work is counted, not minutes: how long it takes is said first.
 DEMO := --steps 240 --eval-every 40 --valid-rows 300 --test-rows 800 --cora max_history=5
 
-.PHONY: demo test test-all bench lint format sanitize cuda-build clean
+.PHONY: demo test test-all fuzz bench lint format sanitize cuda-build clean
 
 demo: $(READY)
 	$(BIN)/cora train --model smollm2-135m --data movielens-100k --out runs/demo $(DEMO)
@@ -18,6 +18,10 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n auto -m "slow or not slow"
+
+# Random calls of the kernels and random files for the readers: thousands of each, other ones every time.
+fuzz: $(READY)
+	$(BIN)/python -m pytest tests/kernels/test_fuzz.py tests/data/test_fuzz.py --hypothesis-profile=fuzz -n auto
 
 # Table and pictures of this machine go to bench/results, beside those of others.
 bench: $(READY)

@@ -49,7 +49,7 @@ def test_gradients_that_memory_does_not_hold(change, scaling, backend):
     call_ = _arguments(scaling=scaling)
     a, x = call_["lora_a"].requires_grad_(), call_["x"].requires_grad_()
     g = change(torch.randn(3, 4, 16))
-    y = lora_linear(**call_, backend=None if backend == "triton" else backend)
+    y = lora_linear(**call_, backend=backend)
     got, expected = torch.autograd.grad(y, (x, a), g, retain_graph=True), torch.autograd.grad(y, (x, a), g.clone())
     assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
 
@@ -71,7 +71,7 @@ def test_borders_of_any_kind(layout, compiled, backend):
     for run, cu_seqlens in ((op, borders), (lora_linear, BORDERS)):
         arguments = _arguments(x=torch.ones(12, 8).cumsum(0), cu_seqlens=cu_seqlens)
         a = arguments["lora_a"].requires_grad_()
-        y = run(**arguments, backend=None if backend == "triton" else backend)
+        y = run(**arguments, backend=backend)
         results.append((y.detach(), *torch.autograd.grad(y.sum(), a)))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected)
@@ -99,7 +99,7 @@ def test_borders_changed_before_the_backward(backend):
     borders = BORDERS.clone()
     arguments = _arguments(x=torch.randn(12, 8), cu_seqlens=borders)
     arguments["lora_a"].requires_grad_()
-    y = lora_linear(**arguments, backend=None if backend == "triton" else backend)
+    y = lora_linear(**arguments, backend=backend)
     borders[1] = 7
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
@@ -111,7 +111,6 @@ def test_borders_changed_before_the_backward(backend):
     ids=lambda scaling: type(scaling).__name__,
 )
 def test_numbers(scaling, backend):
-    backend = None if backend == "triton" else backend
     expected = lora_linear(**_arguments(scaling=2.0), backend=backend)
     assert torch.equal(lora_linear(**_arguments(scaling=scaling), backend=backend), expected)
 
@@ -183,7 +182,6 @@ def test_attention_and_borders_refuse_by_name():
 
 @pytest.mark.parametrize("kind", [nn.Parameter, nn.Buffer, lambda t: t.as_subclass(type("Plain", (Tensor,), {}))])
 def test_subclasses_that_only_add(kind, backend):
-    backend = None if backend == "triton" else backend
     arguments = _arguments()
     expected = lora_linear(**arguments, backend=backend)
     wrapped = {name: kind(t) for name, t in arguments.items()}
@@ -193,7 +191,6 @@ def test_subclasses_that_only_add(kind, backend):
 
 def test_no_other_derivative(backend):
     """Tangents are not dropped in silence."""
-    backend = None if backend == "triton" else backend
     arguments = _arguments()
     with forward_ad.dual_level(), pytest.raises(ValueError, match="^x and .* no forward-mode tangents"):
         x = forward_ad.make_dual(arguments["x"], torch.ones(3, 4, 8))
@@ -205,7 +202,6 @@ def test_no_other_derivative(backend):
 
 def test_inference_tensors(backend):
     """Serve where nothing has to be saved, and are named where something has."""
-    backend = None if backend == "triton" else backend
     arguments = _arguments()
     with torch.inference_mode():
         weight = arguments["weight"].clone()
