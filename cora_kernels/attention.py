@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from cora_kernels import dispatch
 from cora_kernels.autograd import autocasts
 from cora_kernels.backends import cpu
-from cora_kernels.checks import borders, check_saved, has_tangent, number, plain, transform
+from cora_kernels.checks import boundaries, check_saved, has_tangent, number, plain, transform
 from cora_kernels.segments import spans
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -40,7 +40,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, sca
     q, k, v = plain(q, "q"), plain(k, "k"), plain(v, "v")
     autocast = autocasts(q)
     _check(q, k, v, autocast)
-    cu_seqlens = borders(cu_seqlens, "q", q)
+    cu_seqlens = boundaries(cu_seqlens, "q", q)
     scale = q.shape[-1] ** -0.5 if scale is None else number(scale, "scale")
     if autocast:
         q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))

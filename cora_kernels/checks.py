@@ -78,7 +78,7 @@ def floating(t: Tensor, name: str) -> Tensor:
     return plain(t, name)
 
 
-def borders(cu_seqlens: object, name: str, rows: Tensor) -> Tensor:
+def boundaries(cu_seqlens: object, name: str, rows: Tensor) -> Tensor:
     """cu_seqlens, or a copy, as the kernels read it: plain, contiguous, and such that autograd can save it.
 
     Raises TypeError or ValueError unless it is an int32 tensor [B + 1] on the device of `rows`, the argument `name`,

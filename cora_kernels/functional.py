@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cora_kernels import dispatch
 from cora_kernels.autograd import LoraLinearGroup, autocasts, run, without_autocast
-from cora_kernels.checks import borders, check_saved, floating, has_tangent, kind_of, number, plain, transform
+from cora_kernels.checks import boundaries, check_saved, floating, has_tangent, kind_of, number, plain, transform
 from cora_kernels.operands import Operands
 from cora_kernels.segments import Segments, spans
 
@@ -143,7 +143,7 @@ def _check_x(x: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Segments]:
         return x, Segments.of(x, None)
     if x.dim() != 2:
         raise ValueError(f"x must be packed [M, K] where cu_seqlens is given, got shape {list(x.shape)}")
-    cu_seqlens = borders(cu_seqlens, "x", x)
+    cu_seqlens = boundaries(cu_seqlens, "x", x)
     segments = Segments.of(x, cu_seqlens)
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         spans(cu_seqlens, segments.rows)  # for its checks of the values

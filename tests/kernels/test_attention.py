@@ -185,7 +185,7 @@ def test_double_backward_raises():
         dq.sum().backward()
 
 
-Q, K, BORDERS = torch.zeros(5, 4, 8), torch.zeros(5, 2, 8), torch.tensor([0, 2, 5], dtype=torch.int32)
+Q, K, BOUNDARIES = torch.zeros(5, 4, 8), torch.zeros(5, 2, 8), torch.tensor([0, 2, 5], dtype=torch.int32)
 
 
 @pytest.mark.parametrize(
@@ -200,16 +200,16 @@ Q, K, BORDERS = torch.zeros(5, 4, 8), torch.zeros(5, 2, 8), torch.tensor([0, 2, 
         ({"q": Q[:, :0]}, ValueError, "no empty dimension but M"),
         ({"q": Q[:, :3]}, ValueError, r"heads divide those of q \[5, 3, 8\]"),
         ({"k": K[:, :1]}, ValueError, "k and v must be of one shape"),
-        ({"cu_seqlens": BORDERS.long()}, TypeError, "cu_seqlens must be int32, got torch.int64"),
-        ({"cu_seqlens": BORDERS[None]}, ValueError, r"cu_seqlens must be \[B \+ 1\]"),
-        ({"cu_seqlens": BORDERS + 1}, ValueError, "must start at 0"),
-        ({"cu_seqlens": BORDERS[:2]}, ValueError, "must end at the number of rows"),
-        ({"cu_seqlens": BORDERS[[0, 2, 1, 2]]}, ValueError, "must not decrease"),
+        ({"cu_seqlens": BOUNDARIES.long()}, TypeError, "cu_seqlens must be int32, got torch.int64"),
+        ({"cu_seqlens": BOUNDARIES[None]}, ValueError, r"cu_seqlens must be \[B \+ 1\]"),
+        ({"cu_seqlens": BOUNDARIES + 1}, ValueError, "must start at 0"),
+        ({"cu_seqlens": BOUNDARIES[:2]}, ValueError, "must end at the number of rows"),
+        ({"cu_seqlens": BOUNDARIES[[0, 2, 1, 2]]}, ValueError, "must not decrease"),
         ({"k": K.to("meta")}, ValueError, "k must be on the device of q, cpu, got meta"),
     ],
 )
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_kernel)])
 def test_errors(changed, error, message, backend):
-    call = {"q": Q, "k": K, "v": K, "cu_seqlens": BORDERS} | changed
+    call = {"q": Q, "k": K, "v": K, "cu_seqlens": BOUNDARIES} | changed
     with pytest.raises(error, match=message), use_backend(backend):
         packed_attention(**call)

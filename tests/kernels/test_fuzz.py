@@ -180,9 +180,9 @@ def calls(draw: st.DrawFn) -> Call:
     scaling: Any = draw(SCALINGS)
     if draw(st.booleans()):
         scaling = tensor(batch, dtype=draw(st.sampled_from((*FLOATS, torch.float64))))
-    borders = torch.tensor([0, *lengths]).cumsum(0).int()
+    boundaries = torch.tensor([0, *lengths]).cumsum(0).int()
     if draw(st.booleans()):
-        borders = LAYOUTS[draw(st.sampled_from(("steps", "offset", "negative")))](borders)
+        boundaries = LAYOUTS[draw(st.sampled_from(("steps", "offset", "negative")))](boundaries)
     inputs = Inputs(
         x=tensor(sum(lengths), k) if packed else tensor(batch, length, k),
         weights=weights,
@@ -190,7 +190,7 @@ def calls(draw: st.DrawFn) -> Call:
         lora_bs=lora_bs,
         biases=tuple(tensor(width) if draw(st.booleans()) else None for width in n),
         scaling=scaling,
-        cu_seqlens=borders if packed else None,
+        cu_seqlens=boundaries if packed else None,
     )
     return Call(inputs, server, draw(layouts))
 
@@ -343,17 +343,17 @@ def attentions(draw: st.DrawFn) -> tuple[list[Tensor], Tensor, Any, tuple[str | 
         values = torch.randint(-2, 3, (sum(lengths), heads, dim), generator=generator).to(dtype) / 2
         return LAYOUTS[draw(layouts)](values).detach().requires_grad_(draw(st.booleans()))
 
-    borders = LAYOUTS[draw(st.sampled_from(("contiguous", "steps", "offset", "negative")))](
+    boundaries = LAYOUTS[draw(st.sampled_from(("contiguous", "steps", "offset", "negative")))](
         torch.tensor([0, *lengths]).cumsum(0).int()
     )
     scale = draw(st.sampled_from([None, 0.5, 1, np.float32(0.25), Fraction(1, 4)]))
-    return [tensor(kv_heads * per_head), tensor(kv_heads), tensor(kv_heads)], borders, scale, server, draw(layouts)
+    return [tensor(kv_heads * per_head), tensor(kv_heads), tensor(kv_heads)], boundaries, scale, server, draw(layouts)
 
 
-def _attended(q: Tensor, k: Tensor, v: Tensor, borders: list[int], scale: float) -> Tensor:
+def _attended(q: Tensor, k: Tensor, v: Tensor, boundaries: list[int], scale: float) -> Tensor:
     """The formula, a sample after the other."""
     outs = [q[:0]]
-    for start, stop in zip(borders, borders[1:], strict=False):
+    for start, stop in zip(boundaries, boundaries[1:], strict=False):
         of_head = [t[start:stop].transpose(0, 1) for t in (q, k, v)]
         keys, values = (t.repeat_interleave(q.shape[1] // k.shape[1], 0) for t in of_head[1:])
         future = torch.ones(stop - start, stop - start, dtype=torch.bool).triu(1)
@@ -364,7 +364,7 @@ def _attended(q: Tensor, k: Tensor, v: Tensor, borders: list[int], scale: float)
 
 @given(attentions())
 def test_packed_attention(drawn: tuple) -> None:
-    leaves, borders, scale, server, layout = drawn
+    leaves, boundaries, scale, server, layout = drawn
 
     def results(op: Callable[..., Tensor], qkv: list[Tensor]) -> dict[str, Tensor]:
         out, wanted = op(*qkv), [t for t in qkv if t.requires_grad]
@@ -372,13 +372,13 @@ def test_packed_attention(drawn: tuple) -> None:
         return {"o": out.detach()} | {f"d{i}": gradient for i, gradient in enumerate(found)}
 
     def formula(*qkv: Tensor) -> Tensor:
-        return _attended(*qkv, borders.tolist(), qkv[0].shape[2] ** -0.5 if scale is None else float(scale))
+        return _attended(*qkv, boundaries.tolist(), qkv[0].shape[2] ** -0.5 if scale is None else float(scale))
 
     def copied(dtype: torch.dtype) -> list[Tensor]:
         return [t.detach().clone().as_subclass(Tensor).to(dtype).requires_grad_(t.requires_grad) for t in leaves]
 
     with served_by(server):
-        got = results(lambda *qkv: packed_attention(*qkv, borders, scale=scale), leaves)
+        got = results(lambda *qkv: packed_attention(*qkv, boundaries, scale=scale), leaves)
     exact, usual = results(formula, copied(torch.float64)), results(formula, copied(leaves[0].dtype))
     dtype = leaves[0].dtype
     for name, value in got.items():

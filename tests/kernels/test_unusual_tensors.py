@@ -13,7 +13,7 @@ from cora_kernels import lora_linear, packed_attention, use_backend
 from cora_kernels.backends import cpu
 from cora_kernels.testing import Case, Inputs, assert_correct, call, make_inputs
 
-BORDERS = torch.tensor([0, 4, 4, 12], dtype=torch.int32)
+BOUNDARIES = torch.tensor([0, 4, 4, 12], dtype=torch.int32)
 needs_kernel = pytest.mark.skipif(cpu.availability() is not None, reason=f"cpu: {cpu.availability()}")
 
 
@@ -59,16 +59,16 @@ def test_gradients_that_memory_does_not_hold(change, scaling, backend):
 def test_borders_of_any_kind(layout, compiled, backend):
     """A column of a table, a negative view, made in inference mode: all are read as what they say."""
     if layout == "column":
-        borders = torch.stack([BORDERS, BORDERS + 7], 1)[:, 0]
+        boundaries = torch.stack([BOUNDARIES, BOUNDARIES + 7], 1)[:, 0]
     elif layout == "negative":
-        borders = torch._neg_view(-BORDERS)
+        boundaries = torch._neg_view(-BOUNDARIES)
     else:
         with torch.inference_mode():
-            borders = BORDERS.clone()
+            boundaries = BOUNDARIES.clone()
     torch._dynamo.reset()
     op = torch.compile(lora_linear, fullgraph=True, backend="aot_eager") if compiled else lora_linear
     results = []
-    for run, cu_seqlens in ((op, borders), (lora_linear, BORDERS)):
+    for run, cu_seqlens in ((op, boundaries), (lora_linear, BOUNDARIES)):
         arguments = _arguments(x=torch.ones(12, 8).cumsum(0), cu_seqlens=cu_seqlens)
         a = arguments["lora_a"].requires_grad_()
         y = run(**arguments, backend=backend)
@@ -80,27 +80,27 @@ def test_borders_of_any_kind(layout, compiled, backend):
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_kernel)])
 def test_attention_takes_the_same(backend):
     q, k, v = (torch.randn(12, heads, 8) for heads in (4, 2, 2))
-    borders = torch.stack([BORDERS, BORDERS + 7], 1)[:, 0]
+    boundaries = torch.stack([BOUNDARIES, BOUNDARIES + 7], 1)[:, 0]
     with use_backend(backend):
-        expected = packed_attention(q, k, v, BORDERS, scale=0.25)
-        got = packed_attention(_imaginary(q), _imaginary(k), _imaginary(v), borders, scale=np.float32(0.25))
+        expected = packed_attention(q, k, v, BOUNDARIES, scale=0.25)
+        got = packed_attention(_imaginary(q), _imaginary(k), _imaginary(v), boundaries, scale=np.float32(0.25))
         assert torch.equal(got, expected)
-        assert packed_attention(q, k, _zeros(v), BORDERS).count_nonzero() == 0
+        assert packed_attention(q, k, _zeros(v), BOUNDARIES).count_nonzero() == 0
         shared = torch.randn(40).as_strided((12, 4, 8), (1, 1, 1))
         torch.testing.assert_close(
-            packed_attention(shared, k, v, BORDERS), packed_attention(shared.contiguous(), k, v, BORDERS)
+            packed_attention(shared, k, v, BOUNDARIES), packed_attention(shared.contiguous(), k, v, BOUNDARIES)
         )
-        no_sample = packed_attention(q[:0], k[:0], v[:0].requires_grad_(), BORDERS[:1])
+        no_sample = packed_attention(q[:0], k[:0], v[:0].requires_grad_(), BOUNDARIES[:1])
         assert no_sample.requires_grad and no_sample.shape == (0, 4, 8)
 
 
 def test_borders_changed_before_the_backward(backend):
     """Are noticed by autograd: the gradients of other samples would be wrong ones."""
-    borders = BORDERS.clone()
-    arguments = _arguments(x=torch.randn(12, 8), cu_seqlens=borders)
+    boundaries = BOUNDARIES.clone()
+    arguments = _arguments(x=torch.randn(12, 8), cu_seqlens=boundaries)
     arguments["lora_a"].requires_grad_()
     y = lora_linear(**arguments, backend=backend)
-    borders[1] = 7
+    boundaries[1] = 7
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
 
@@ -169,15 +169,15 @@ def test_refused_by_name(name, change, error, message, backend):
 def test_attention_and_borders_refuse_by_name():
     q = torch.zeros(12, 4, 8)
     with pytest.raises(TypeError, match="^v must be a plain Tensor, got a Hidden"):
-        packed_attention(q, q, Hidden(q), BORDERS)
+        packed_attention(q, q, Hidden(q), BOUNDARIES)
     with pytest.raises(TypeError, match="^k must be a strided Tensor, got torch.sparse_coo"):
-        packed_attention(q, q.to_sparse(), q, BORDERS)
+        packed_attention(q, q.to_sparse(), q, BOUNDARIES)
     with pytest.raises(TypeError, match="^cu_seqlens must be a strided Tensor, got torch.sparse_coo"):
-        packed_attention(q, q, q, BORDERS.to_sparse())
+        packed_attention(q, q, q, BOUNDARIES.to_sparse())
     with pytest.raises(TypeError, match="^scale must be a number, got a str"):
-        packed_attention(q, q, q, BORDERS, scale="1")
+        packed_attention(q, q, q, BOUNDARIES, scale="1")
     with torch.autocast("cpu"), pytest.raises(TypeError, match="^q must be .* got torch.int64"):
-        packed_attention(q.long(), q, q, BORDERS)
+        packed_attention(q.long(), q, q, BOUNDARIES)
 
 
 @pytest.mark.parametrize("kind", [nn.Parameter, nn.Buffer, lambda t: t.as_subclass(type("Plain", (Tensor,), {}))])
