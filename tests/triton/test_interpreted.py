@@ -162,7 +162,7 @@ def test_tuning_times_every_strategy_and_tile(tmp_path, monkeypatch):
         assert (best["strategy"], best["config"]) == fastest
         tuning_file.save("A100", {}, {choose.key_of(problem): best})
         choose.choose.cache_clear()
-        plan = choose.choose(problem, gpus.gpu_of(device))
+        plan = choose.choose(problem, gpus.gpu_of(device), "triton")
         assert (plan.strategy, plan.config) == fastest
     assert {strategy for strategy, _ in ran} == set(STRATEGIES)
     assert len(set(ran)) == 2 + 5 + 2 + 4 + 2, (
