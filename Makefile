@@ -21,7 +21,7 @@ test-all: $(READY)
 
 # Random calls of the kernels and random files for the readers: thousands of each, other ones every time.
 fuzz: $(READY)
-	$(BIN)/python -m pytest tests/kernels/test_fuzz.py tests/data/test_fuzz.py --hypothesis-profile=fuzz -n auto
+	$(BIN)/python -m pytest tests/kernels/test_fuzz_calls.py tests/data/test_fuzz_files.py --hypothesis-profile=fuzz -n auto
 
 # Table and pictures of this machine go to bench/results, beside those of others.
 bench: $(READY)
