@@ -225,3 +225,19 @@ def assert_correct(inputs: Inputs, backend: str | None) -> None:
         expected = leaves[name[2:]].dtype if name.startswith("d ") else inputs.x.dtype
         assert value.dtype == expected, f"{name}: {value.dtype}, expected {expected}"
         assert_by_rule(name, value, exact[name], usual[name], inputs.x.dtype)
+
+
+class Hidden(Tensor):
+    """A float outside and something else inside, as quantised weights are: no backend can read it."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> "Hidden":
+        made: Hidden = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, *_: Any, **__: Any) -> Any:  # type: ignore[override]
+        raise NotImplementedError(f"{function} of what is hidden")
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return "Hidden()"

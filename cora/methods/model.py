@@ -17,6 +17,7 @@ from cora.llm.batches import check_labels, check_prompts
 from cora.llm.deltas import Delta, drop_inputs
 from cora.llm.loading import load_base
 from cora.llm.modes import EvalMode
+from cora.llm.patch import Patch
 from cora.llm.scorer import Scorer
 from cora.methods.config import MethodConfig
 from cora.methods.samples import Ids, Samples
@@ -65,7 +66,7 @@ class MethodModel(nn.Module):
         self.register_load_state_dict_post_hook(_allow_missing_base)
 
     @property
-    def patch(self) -> Any:
+    def patch(self) -> Patch:
         """The handle of the patched language model."""
         return self.scorer.patch
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cora_kernels import backends, packed_attention, use_backend
 from cora_kernels.backends import cpu, extension
 from cora_kernels.dispatch import select
-from cora_kernels.testing import FLOORS, Case, Inputs, assert_by_rule, call, definition, eager, make_inputs
+from cora_kernels.testing import FLOORS, Case, Hidden, Inputs, assert_by_rule, call, definition, eager, make_inputs
 
 HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, *HALVES)
@@ -251,21 +251,6 @@ def _check(drawn: Call) -> None:
 @given(calls())
 def test_lora_linear(drawn: Call) -> None:
     _check(drawn)
-
-
-class Hidden(Tensor):
-    """A float outside and something else inside, as quantised weights are."""
-
-    @staticmethod
-    def __new__(cls, inner: Tensor) -> "Hidden":
-        return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
-
-    @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        raise NotImplementedError(f"{function} of what is hidden")
-
-    def __repr__(self, **_: object) -> str:
-        return "Hidden()"
 
 
 def _inference(t: Tensor) -> Tensor:

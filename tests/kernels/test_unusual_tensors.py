@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from cora_kernels import lora_linear, packed_attention, use_backend
 from cora_kernels.backends import cpu
-from cora_kernels.testing import Case, Inputs, assert_correct, call, make_inputs
+from cora_kernels.testing import Case, Hidden, Inputs, assert_correct, call, make_inputs
 
 BOUNDARIES = torch.tensor([0, 4, 4, 12], dtype=torch.int32)
 needs_kernel = pytest.mark.skipif(cpu.availability() is not None, reason=f"cpu: {cpu.availability()}")
@@ -129,18 +129,6 @@ def test_numbers(scaling, backend):
 def test_no_numbers(scaling, error, message, backend):
     with pytest.raises(error, match=message):
         lora_linear(**_arguments(scaling=scaling), backend=backend)
-
-
-class Hidden(Tensor):
-    """A float outside and something else inside, as quantised weights are."""
-
-    @staticmethod
-    def __new__(cls, inner: Tensor) -> "Hidden":
-        return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
-
-    @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        raise NotImplementedError(f"{function} of what is hidden")
 
 
 @pytest.mark.parametrize("name", ["x", "weight", "lora_a", "lora_b", "bias"])
