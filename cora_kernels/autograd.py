@@ -30,12 +30,13 @@ class LoraLinearGroup(torch.autograd.Function):
         needs_scaling, needs_x = ctx.needs_input_grad[4:6]
         _, needs_as, needs_bs, _ = _unflatten(ctx.needs_input_grad[6:], n, n_a)
 
-        if needs_scaling:
-            rows = as_rows(x)
-            kept = [kernels.shrink(rows, a, 1.0, segments) for a in lora_as]
-            ys, _ = run(kernels, x, operands, _scale(kept, scaling, segments))
-        else:
-            ys, kept = run(kernels, x, operands)
+        with without_autocast(x):
+            if needs_scaling:
+                rows = as_rows(x)
+                kept = [kernels.shrink(rows, a, 1.0, segments) for a in lora_as]
+                ys, _ = run(kernels, x, operands, _scale(kept, scaling, segments))
+            else:
+                ys, kept = run(kernels, x, operands, None)
 
         nothing = [None] * n
         ctx.save_for_backward(
@@ -47,12 +48,15 @@ class LoraLinearGroup(torch.autograd.Function):
             *(lora_bs if needs_x or needs_scaling or any(needs_as) else nothing),
             *(kept if needs_scaling or any(needs_bs) else nothing[:n_a]),
         )
-        ctx.kernels, ctx.n, ctx.n_a, ctx.segments = kernels, n, n_a, segments._replace(cu_seqlens=None)
+        ctx.kernels, ctx.n, ctx.n_a = kernels, n, n_a
+        if segments.cu_seqlens is not None:  # saved above
+            segments = Segments(segments.batch, segments.rows, None, None)
+        ctx.segments = segments
         ctx.scaling = None if isinstance(scaling, Tensor) else scaling
         ctx.as_like = [(a.dim() == 3, a.dtype) for a in lora_as]
         ctx.bs_like = [(b.dim() == 3, b.dtype) for b in lora_bs]
         ctx.bias_dtypes = [None if bias is None else bias.dtype for bias in biases]
-        return tuple(ys)
+        return (*ys,)
 
     @staticmethod
     @once_differentiable
@@ -66,7 +70,9 @@ def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     needs_scaling, needs_x = ctx.needs_input_grad[4:6]
     _, needs_as, needs_bs, needs_biases = _unflatten(ctx.needs_input_grad[6:], n, ctx.n_a)
     cu_seqlens, scaling, x, *saved = ctx.saved_tensors
-    segments = ctx.segments._replace(cu_seqlens=cu_seqlens)
+    segments = ctx.segments
+    if cu_seqlens is not None:
+        segments = Segments(segments.batch, segments.rows, None, cu_seqlens)
     weights, lora_as, lora_bs, ss = _unflatten(saved, n, ctx.n_a)
     scaling = ctx.scaling if scaling is None else scaling
     gs = [as_rows(plain(g, "grad_outputs")) for g in grads]
@@ -86,7 +92,7 @@ def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     elif needs_x or any(needs_as):
         fused = _shrink_outer(ctx, gs, operands, ss, needs_x)
         if fused is None:
-            dx, dss = kernels.backward_input(gs, operands, needs_x)
+            dx, dss = kernels.backward_input(gs, operands, needs_x, None)
         else:
             (*dss, db) = fused
             dbs = [db]
@@ -122,7 +128,7 @@ def _shrink_outer(
 
 
 def run(
-    kernels: ModuleType, x: Tensor, operands: Operands, s: Sequence[Tensor] | None = None
+    kernels: ModuleType, x: Tensor, operands: Operands, s: Sequence[Tensor] | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The backend's forward on x as the caller has it: each y shaped like x, and S."""
     weights, lora_as, lora_bs, biases, scaling, segments = operands

@@ -30,11 +30,11 @@ def plain(t: object, name: str) -> Tensor:
     Raises TypeError or ValueError for what is no Tensor, has no strides or no memory yet, and for a subclass whose
     memory is not its values. Subclasses without a `__torch_dispatch__` of their own are taken for what they hold.
     """
-    kind = type(t)
     if is_compiling():  # It refuses most of the others itself, and traces none of these questions.
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {kind_of(t)}")
         return t.resolve_neg()
+    kind = type(t)
     if kind is not Tensor and kind is not Parameter:
         t = _of_class(t, name)
     assert isinstance(t, Tensor)

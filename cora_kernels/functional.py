@@ -1,7 +1,6 @@
 """lora_linear and lora_linear_group: the formula, the shapes, and every check of the arguments."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from cora_kernels.operands import Operands
 from cora_kernels.segments import Segments, spans
 
 _FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_X_DTYPES = (*_FACTOR_DTYPES, torch.float64)
 _IN_GROUPS = {"weight": "weights", "lora_a": "lora_a", "lora_b": "lora_bs", "bias": "biases"}
 
 
@@ -99,7 +97,8 @@ def _group(
     backend: str | None,
     grouped: bool,
 ) -> tuple[Tensor, ...]:
-    if cu_seqlens is None:
+    compiling = torch.compiler.is_compiling()
+    if cu_seqlens is None and not compiling:
         ys = dispatch.fast_path(backend, x, weights, lora_as, lora_bs, biases, scaling)
         if ys is not None:
             return ys
@@ -107,18 +106,19 @@ def _group(
     autocast = autocasts(x)
     scaling = _check_scaling(scaling, x, segments.batch)
     operands = _check_operands(x, Operands(weights, lora_as, lora_bs, biases, scaling, segments), autocast, grouped)
-    needs_grad = torch.is_grad_enabled() and _any_requires_grad(x, operands)
-    if not torch.compiler.is_compiling():
+    tensors = (x, scaling, *operands.lora_as, *operands.lora_bs, *operands.biases)
+    needs_grad = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+    if not compiling:
         _check_derivatives(x, operands, needs_grad, grouped)
     if autocast:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     kernels = dispatch.select(backend, x, operands)
-    with without_autocast(x) if autocast else nullcontext():
-        if needs_grad:
-            weights, lora_as, lora_bs, biases, scaling, segments = operands
-            tensors = (*weights, *lora_as, *lora_bs, *biases)
-            return LoraLinearGroup.apply(kernels, len(weights), len(lora_as), segments, scaling, x, *tensors)
-        return tuple(run(kernels, x, operands)[0])
+    if needs_grad:
+        weights, lora_as, lora_bs, biases, scaling, segments = operands
+        tensors = (*weights, *lora_as, *lora_bs, *biases)
+        return LoraLinearGroup.apply(kernels, len(weights), len(lora_as), segments, scaling, x, *tensors)
+    with without_autocast(x):
+        return tuple(run(kernels, x, operands, None)[0])
 
 
 def _check_sequences(weights: object, lora_a: object, lora_bs: object, biases: object) -> None:
@@ -135,7 +135,7 @@ def _check_sequences(weights: object, lora_a: object, lora_bs: object, biases: o
 
 def _check_x(x: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Segments]:
     x = plain(x, "x")
-    if x.dtype not in _X_DTYPES:
+    if x.dtype not in _FACTOR_DTYPES and x.dtype != torch.float64:
         raise TypeError(f"x must be float32, bfloat16, float16 or float64, got {x.dtype}")
     if cu_seqlens is None:
         if x.dim() != 3:
@@ -203,13 +203,6 @@ def _check_scaling(scaling: object, x: Tensor, batch: int) -> float | Tensor:
     if scaling.device != x.device:
         raise ValueError(f"scaling must be on the device of x, {x.device}, got {scaling.device}")
     return scaling
-
-
-def _any_requires_grad(x: Tensor, operands: Operands) -> bool:
-    for t in (x, operands.scaling, *operands.lora_as, *operands.lora_bs, *operands.biases):
-        if isinstance(t, Tensor) and t.requires_grad:
-            return True
-    return False
 
 
 def _check_derivatives(x: Tensor, operands: Operands, needs_grad: bool, grouped: bool) -> None:

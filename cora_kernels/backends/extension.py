@@ -95,7 +95,7 @@ def outer(
 
 def _scaling(scaling: float | Tensor) -> tuple[Tensor | None, float]:
     """Scales for each sample, or one for all: a float, as a tensor where torch.compile would bake its value in."""
-    if isinstance(scaling, Tensor):
+    if not isinstance(scaling, float):
         return scaling, 1.0
     if torch.compiler.is_compiling():
         return torch.ones(()) * scaling, 1.0

@@ -1,12 +1,14 @@
 """torch.compile: one graph, no graph for another B, T or scaling once these are dynamic, and the results of eager."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from cora_kernels import use_backend
+from cora_kernels import backends, lora_linear, use_backend
 from cora_kernels.backends import segment_products  # noqa: F401  registers the ops that opcheck is given
 from cora_kernels.testing import FLOORS, Case, call, make_inputs, relative_error, results
 
@@ -75,6 +77,22 @@ def test_a_second_call_adds_no_guard(case, backend, serves):
 
     once, twice = guards_of(1), guards_of(2)
     assert ("TENSOR_MATCH", "L['inputs'].x") in once and once == twice
+
+
+@pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="every version of torch counts its own guards")
+@pytest.mark.skipif(backends()["cpu"] is not None, reason=f"cpu: {backends()['cpu']}")
+def test_a_plain_call_has_no_more_guards_than_it_had():
+    """Each is checked before every compiled call: a helper more, or a name reached in another way, is one more."""
+    inputs = make_inputs(Case(sample_b=True))
+    tensors = [inputs.x, inputs.weights[0], inputs.lora_as[0], inputs.lora_bs[0]]
+
+    def plain(x, weight, lora_a, lora_b):
+        return lora_linear(x, weight, lora_a, lora_b, scaling=2.0)
+
+    torch.compile(plain, backend="eager", fullgraph=True)(*tensors)
+    (entry,) = _debug_get_cache_entry_list(plain.__code__)
+    guards = re.findall(r"^[| ]*\+- (?!GuardManager)[A-Z_]{4,}\b", str(entry.guard_manager), re.MULTILINE)
+    assert 100 < len(guards) <= 149, f"{len(guards)} guards, 149 at first"
 
 
 def test_marked_dynamic_takes_one_graph(backend, serves):
