@@ -14,6 +14,12 @@ def check_int(name: str, value: object, at_least: int) -> None:
         raise ValueError(f"{name}: expected a whole number from {at_least}, got {value!r}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raises TypeError unless the value is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected true or false, got {value!r}")
+
+
 def check_share(name: str, value: object) -> None:
     """Raises ValueError unless the value is a number from 0 up to, not including, 1."""
     if not (is_number(value) and 0 <= value < 1):  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""The command `cora`: train, evaluate, score, info."""
+"""The command `cora`: train, compare, evaluate, score, info."""
 
 import argparse
 import inspect
@@ -42,15 +42,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from cora.runs.train import train
+
+    result = train(RunConfig.from_dict(_given(options)), options.out)
+    print(f"\n{as_table(result)}\n\npicture  {RunFolder(options.out).picture}\nmodel    {RunFolder(options.out).model}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from cora.runs.compare import as_table, compare
+
+    print(f"\n{as_table(compare(_given(options), options.methods, options.seeds, options.out))}")
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the options and their file give."""
     given = {name: value for name, value in vars(options).items() if name in _settings() and value is not None}
     settings = load_settings(options.config) if options.config else {}
     for name in ("cora", "trainer"):
         given[name] = {**(settings.get(name) or {}), **dict(getattr(options, name))}
-    config = RunConfig.from_dict({**settings, **given})
-    from cora.runs.train import train
-
-    result = train(config, options.out)
-    print(f"\n{as_table(result)}\n\npicture  {RunFolder(options.out).picture}\nmodel    {RunFolder(options.out).model}")
+    return {**settings, **given}
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -109,30 +119,25 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_fields_of_methods(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("--out", required=True, metavar="FOLDER", help="folder of the run")
-    train.add_argument(
-        "--config", metavar="FILE", help="YAML or JSON file with these settings; options given here override it"
-    )
-    types = get_type_hints(RunConfig)
-    for name, one in _settings().items():
-        kind = next(kind for kind in (int, float, str) if kind in (types[name], *getattr(types[name], "__args__", ())))
-        default = "" if one.default in ("", None) else f" (default: {one.default})"
-        train.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=kind,
-            metavar="N" if kind is not str else "NAME",
-            help=one.metadata["help"].replace("%", "%%") + default,
-        )
-    for name, what in (("cora", "the method's configuration (below)"), ("trainer", "transformers' TrainingArguments")):
-        train.add_argument(
-            f"--{name}",
-            type=_pair,
-            action="append",
-            default=[],
-            metavar="NAME=VALUE",
-            help=f"a field of {what}; repeatable",
-        )
+    _add_settings(train, "folder of the run")
     train.set_defaults(command=_train)
+
+    compare = commands.add_parser(
+        "compare",
+        help="train several methods for several seeds, one table of all",
+        description="Trains every method for every seed on the same rows, each in a folder below --out, and prints "
+        "means, spreads and, paired by user, intervals of the first method's lead. The same command again goes on "
+        "where it was stopped. --method and --seed do not count; a field of --cora does for the methods that have it.",
+        epilog=_fields_of_methods(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_argument(
+        "--methods", required=True, nargs="+", metavar="METHOD[:NAME=VALUE,...]",
+        help="methods, each with fields of its own configuration: cora cora:offset=true tallrec",
+    )  # fmt: skip
+    compare.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="seeds (default: 0)")
+    _add_settings(compare, "folder for the runs and comparison.json")
+    compare.set_defaults(command=_compare)
 
     evaluate = commands.add_parser("evaluate", help="score labelled rows by a trained run and print the metrics")
     evaluate.add_argument("--run", required=True, metavar="FOLDER", help="folder of a finished run")
@@ -167,6 +172,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.set_defaults(command=_info)
     return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, out: str) -> None:
+    """The options that are fields of RunConfig; out: what --out is."""
+    parser.add_argument("--out", required=True, metavar="FOLDER", help=out)
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML or JSON file with these settings; options given here override it"
+    )
+    types = get_type_hints(RunConfig)
+    for name, one in _settings().items():
+        kind = next(kind for kind in (int, float, str) if kind in (types[name], *getattr(types[name], "__args__", ())))
+        default = "" if one.default in ("", None) else f" (default: {one.default})"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            metavar="N" if kind is not str else "NAME",
+            help=one.metadata["help"].replace("%", "%%") + default,
+        )
+    for name, what in (("cora", "the method's configuration (below)"), ("trainer", "transformers' TrainingArguments")):
+        parser.add_argument(
+            f"--{name}",
+            type=_pair,
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help=f"a field of {what}; repeatable",
+        )
 
 
 def _fields_of_methods() -> str:

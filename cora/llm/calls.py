@@ -17,12 +17,14 @@ class Call:
     """deltas: those of the linears that have one, by name. cu_seqlens: where samples lie, if they may come packed.
 
     answers: [B], the row of the hidden states, as [B · T, h], that each sample's answer follows; None for all rows.
+    readout: [n, h], what the answers are read by, in place of the head's own rows; None for those.
     backward: the run of the backward in which it was set, -1 outside.
     """
 
     deltas: Mapping[str, Delta]
     cu_seqlens: Tensor | None = None
     answers: Tensor | None = None
+    readout: Tensor | None = None
     backward: int = -1
 
 

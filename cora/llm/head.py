@@ -15,8 +15,9 @@ class AnswerHead(nn.Module):
 
     hidden [B, T, h], or [1, M, h] where the samples are packed -> [B, 1, n], of the rows of hidden that the call names
     as its answers, in fp32: bf16 logits of 16 are 1/8 apart, which would tie scores. Whatever the model does to its
-    logits afterwards (scaling, soft capping) it then does to these. In a call that names none it is `head` itself, so
-    that generation sees the whole vocabulary. Weight and bias are here by the names that they had in `head`.
+    logits afterwards (scaling, soft capping) it then does to these. A call with a readout has n logits of that, without
+    a bias, in place of those of `ids`. In a call that names no answers it is `head` itself, so that generation sees the
+    whole vocabulary. Weight and bias are here by the names that they had in `head`.
     """
 
     ids: Tensor
@@ -42,6 +43,8 @@ class AnswerHead(nn.Module):
         if call is None or call.answers is None:
             return functional.linear(hidden, self.weight, self.bias)
         last = hidden.flatten(0, 1)[call.answers]
-        bias = None if self.bias is None else self.bias[self.ids].float()
+        rows, bias = call.readout, None
+        if rows is None:
+            rows, bias = self.weight[self.ids], None if self.bias is None else self.bias[self.ids].float()
         with torch.autocast(hidden.device.type, enabled=False):
-            return functional.linear(last.float(), self.weight[self.ids].float(), bias)[:, None]
+            return functional.linear(last.float(), rows.float(), bias)[:, None]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -50,18 +51,27 @@ class Scorer:
         base_model.set_submodule(self._head_name, AnswerHead(head, answer_ids, self.patch.calls))
         refuse_resizing(base_model)
 
+    @property
+    def hidden_size(self) -> int:
+        """The width of the hidden states that answers are read from."""
+        return int(cast(Tensor, self.base.get_submodule(self._head_name).weight).shape[1])
+
     def prompts(self, input_ids: Tensor, attention_mask: Tensor) -> Prompts:
         """The prompts of a padded batch [B, T] in the form that is faster here: packed, or padded on the right."""
         kind = Prompts.packed if self._packing.serves(attention_mask) else Prompts.padded
         return kind(input_ids, attention_mask)
 
-    def answer(self, prompts: Prompts, deltas: Deltas | None) -> Tensor:
-        """The score of every prompt [B] fp32 with these deltas, one sample each; None for the base model's own."""
+    def answer(self, prompts: Prompts, deltas: Deltas | None, readout: Tensor | None = None) -> Tensor:
+        """The score of every prompt [B] fp32 with these deltas, one sample each; None for the base model's own.
+
+        readout: [h], by which the hidden state before the answer is read in place of the answers' rows of the head.
+        """
         call = self.patch.call(deltas, None if deltas is None else prompts.cu_seqlens)
         packed = {}
         if prompts.position_ids is not None and prompts.cu_seqlens is not None:
             packed = packed_arguments(prompts.position_ids, prompts.cu_seqlens)
-        self.patch.calls.set(replace(call, answers=prompts.last))
+        rows = None if readout is None else readout[None]
+        self.patch.calls.set(replace(call, answers=prompts.last, readout=rows))
         try:
             answers = self.base(input_ids=prompts.input_ids, use_cache=False, **packed).logits
         finally:
@@ -75,9 +85,10 @@ class Scorer:
         attention_mask: Tensor,
         deltas: Callable[[list[int]], Deltas | None],
         batch_size: int,
+        readout: Tensor | None = None,
     ) -> Tensor:
         """The scores of any number of prompts [N] fp32, in batches of prompts of similar length, each as wide as its
-        longest prompt. deltas: from the rows of a batch, what adapts them."""
+        longest prompt. deltas: from the rows of a batch, what adapts them. readout: as in `answer`."""
         scores = torch.empty(len(input_ids), dtype=torch.float32, device=input_ids.device)
         by_length = attention_mask.sum(1).argsort(stable=True).tolist()
         with tqdm(total=len(by_length), desc="scores", delay=2) as bar:
@@ -86,7 +97,7 @@ class Scorer:
                 used = attention_mask[rows].any(0).nonzero()
                 columns = slice(int(used[0]), int(used[-1]) + 1)
                 prompts = self.prompts(input_ids[rows, columns], attention_mask[rows, columns])
-                scores[rows] = self.answer(prompts, deltas(rows))
+                scores[rows] = self.answer(prompts, deltas(rows), readout)
                 bar.update(len(rows))
         return scores
 

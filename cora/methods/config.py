@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cora.checks import as_tuple, check_int, check_share, is_number
+from cora.checks import as_tuple, check_flag, check_int, check_share, is_number
 from cora.prompts.template import DEFAULT_TEXT, PromptTemplate
 
 if TYPE_CHECKING:
@@ -146,3 +146,24 @@ class MethodConfig:
             wanted = 1 if texts[1] is None else 2
             if len(set(ids)) != len(ids) or len(ids) != wanted:
                 raise ValueError(f"answer_ids: expected {wanted} different token ids for {self.answer}, got {ids}")
+
+
+@dataclass
+class PairConfig(MethodConfig):
+    """The fields of MethodConfig, and of methods that read collaborative vectors
+
+    offset         whether the collaborative logit <e_u, e_i> is part of the score, so that the language model learns
+                   what it leaves over. For vectors whose inner product is the logit of a like, as those trained here
+    user_dropout   share of samples whose user is taken for unknown in training: for vectors that have memorised the
+                   rows they were trained on
+
+    Raises TypeError or ValueError that names the field.
+    """
+
+    offset: bool = False
+    user_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("offset", self.offset)
+        check_share("user_dropout", self.user_dropout)

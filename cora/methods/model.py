@@ -52,6 +52,7 @@ class MethodModel(nn.Module):
 
     Config: ClassVar[type[MethodConfig]]
     config: MethodConfig
+    readout: nn.Parameter | None
 
     def __init__(self, base_model: PreTrainedModel, config: MethodConfig) -> None:
         super().__init__()
@@ -61,6 +62,8 @@ class MethodModel(nn.Module):
         self.scorer = Scorer(base_model, config.answer_ids, config.target_modules, config.layers)
         self.config = replace(config, base_model=config.base_model or base_model.config.name_or_path or None)
         self.base = base_model
+        # [h], what the hidden state before the answer is read by; None for the difference of the answers' rows.
+        self.register_parameter("readout", None)
         self._eval_mode = EvalMode()
         self.register_state_dict_post_hook(_drop_base)
         self.register_load_state_dict_post_hook(_allow_missing_base)
@@ -73,6 +76,10 @@ class MethodModel(nn.Module):
     def deltas(self, samples: Samples) -> dict[str, Delta]:
         """{linear name: Delta} of a batch: what the language model is for these users and items."""
         raise NotImplementedError
+
+    def offsets(self, samples: Samples) -> Tensor | None:
+        """[B], what is added to what the language model says of each sample; None for nothing."""
+        return None
 
     @property
     def vector_width(self) -> int | None:
@@ -102,7 +109,7 @@ class MethodModel(nn.Module):
         if labels is not None:
             check_labels(labels, len(input_ids))
         prompts = self.scorer.prompts(input_ids, attention_mask)
-        logits = self.scorer.answer(prompts, self._dropped(samples))
+        logits = self._with_offsets(self.scorer.answer(prompts, self._dropped(samples), self.readout), samples)
         loss = None
         if labels is not None:
             loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
@@ -148,12 +155,12 @@ class MethodModel(nn.Module):
         samples = Samples(user_ids, item_ids, user_vectors)
         attention_mask = self._checked(input_ids, attention_mask, samples)
         with self._eval_mode.of(self):
-            return self.scorer.score(
-                input_ids,
-                attention_mask,
-                lambda rows: self._dropped(samples.rows(rows)) if adapted else None,
-                batch_size,
+            if not adapted:
+                return self.scorer.score(input_ids, attention_mask, lambda rows: None, batch_size)
+            scores = self.scorer.score(
+                input_ids, attention_mask, lambda rows: self._dropped(samples.rows(rows)), batch_size, self.readout
             )
+            return self._with_offsets(scores, samples)
 
     def unpatch(self) -> PreTrainedModel:
         """Gives the base model back as it was before: the very same modules, requires_grad included."""
@@ -246,6 +253,10 @@ class MethodModel(nn.Module):
         check_prompts(input_ids, attention_mask)
         samples.check(len(input_ids), self.vector_width)
         return attention_mask
+
+    def _with_offsets(self, answers: Tensor, samples: Samples) -> Tensor:
+        offsets = self.offsets(samples)
+        return answers if offsets is None else answers + offsets.to(answers)
 
     def _dropped(self, samples: Samples) -> dict[str, Delta]:
         """The deltas of a batch; in training with dropout of x in the low-rank path."""

@@ -11,13 +11,13 @@ from cora.methods import METHODS
 
 # What identifies a scored row; every other column of predictions holds the scores of a method.
 KEY = ("user_id", "item_id", "label", "timestamp", "warm")
-_BASELINES = {"collaborative": "collaborative", "fold_in": "same, fold-in", "llm": "LLM alone"}
+BASELINES = {"collaborative": "collaborative", "fold_in": "same, fold-in", "llm": "LLM alone"}
 _COLUMNS = ("auc", "uauc", "warm_auc", "warm_uauc", "cold_auc", "cold_uauc", "log_loss")
 
 
 def label_of(name: str) -> str:
     """What tables and pictures call whatever made scores of that name."""
-    return _BASELINES.get(name) or (METHODS[name].label if name in METHODS else name)
+    return BASELINES.get(name) or (METHODS[name].label if name in METHODS else name)
 
 
 def metrics(rows: pd.DataFrame, scores: np.ndarray) -> dict[str, float | None]:

@@ -3,19 +3,17 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
-from cora.checks import check_choice, check_share
+from cora.checks import check_choice
 from cora.generators.options import GENERATORS, check_option, generator_class, option_names, options_of
-from cora.methods.config import MethodConfig
+from cora.methods.config import PairConfig
 
 
 @dataclass(init=False)
-class CoRAConfig(MethodConfig):
-    """y = x·Wᵀ + (alpha / r) · (dropout(x) · A(u, i)) · P: the fields of MethodConfig, and
+class CoRAConfig(PairConfig):
+    """y = x·Wᵀ + (alpha / r) · (dropout(x) · A(u, i)) · P: the fields of MethodConfig and PairConfig, and
 
     generator          what makes the deltas of the vectors of user and item: "mlp" (small), "qformer" (as published)
                        or "per_layer" (an A of its own for every layer and module)
-    user_dropout       share of samples whose user is taken for unknown in training: for vectors that have memorised
-                       the rows they were trained on
     generator_options  the options of the generator by name (see its Options class). Each is also taken as a field:
                        CoRAConfig(generator="qformer", num_queries=2), config.num_queries. Those of a generator that is
                        not the chosen one are checked and kept.
@@ -26,7 +24,6 @@ class CoRAConfig(MethodConfig):
     method: ClassVar[str] = "cora"
 
     generator: str = "mlp"
-    user_dropout: float = 0.0
     generator_options: dict[str, Any] = field(default_factory=dict)
 
     def __init__(self, **values: Any) -> None:
@@ -35,7 +32,6 @@ class CoRAConfig(MethodConfig):
         for name, default in known.items():
             setattr(self, name, values.get(name, default))
         check_choice("generator", self.generator, tuple(GENERATORS))
-        check_share("user_dropout", self.user_dropout)
         for name, value in given.items():
             if name not in option_names():
                 raise TypeError(f"{name}: neither a field of CoRAConfig nor an option of a generator")

@@ -1,24 +1,20 @@
 """CoRAModel: a frozen causal LM whose weights, for each sample, a generator adapts to a user and an item."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from transformers import PreTrainedModel
 
 from cora.collaborative import CollaborativeEmbeddings
-from cora.generators import Pairs, generator_class
+from cora.generators import generator_class
 from cora.llm.deltas import Delta
-from cora.methods.config import MethodConfig
+from cora.methods.config import PairConfig
 from cora.methods.cora.config import CoRAConfig
-from cora.methods.model import MethodModel
+from cora.methods.pair_model import PairModel
 from cora.methods.samples import Samples
 
-_EMBEDDINGS = "embeddings.safetensors"
 
-
-class CoRAModel(MethodModel):
+class CoRAModel(PairModel):
     """y = x·Wᵀ + (alpha / r) · (x·A(u, i)) · P in every adapted linear of a frozen language model.
 
     The generator makes the deltas of the frozen embeddings as `Pairs` gives them: A(u, i) [B, width, r] of each sample,
@@ -36,12 +32,11 @@ class CoRAModel(MethodModel):
     the base model is then as it was.
     """
 
-    Config: ClassVar[type[MethodConfig]] = CoRAConfig
+    Config: ClassVar[type[PairConfig]] = CoRAConfig
     config: CoRAConfig
 
     def __init__(self, base_model: PreTrainedModel, config: CoRAConfig, embeddings: CollaborativeEmbeddings) -> None:
-        super().__init__(base_model, config)
-        self.embeddings = embeddings
+        super().__init__(base_model, config, embeddings)
         make, dim = generator_class(config.generator), embeddings.users.shape[1]
         try:
             generator = make(config.options, dim, self.patch.layers, config.r, config.scaling)
@@ -49,31 +44,10 @@ class CoRAModel(MethodModel):
             self.unpatch()
             raise
         self.generator = generator.to(base_model.device)
-        self.pairs = Pairs(embeddings).to(base_model.device)
-
-    @property
-    def vector_width(self) -> int:
-        return self.embeddings.users.shape[1]
 
     def deltas(self, samples: Samples) -> dict[str, Delta]:
-        """What the generator makes of each sample's user and item, in training some of the users taken for unknown."""
-        user_vectors = samples.user_vectors
-        users = self.embeddings.lookup_users(samples.user_ids) if user_vectors is None else user_vectors.clone()
-        if self.training and self.config.user_dropout > 0:
-            unknown = len(self.embeddings.users) if user_vectors is None else self.pairs.user_mean.to(users)
-            users[torch.rand(len(users)) < self.config.user_dropout] = unknown
-        pair = self.pairs(users, self.embeddings.lookup_items(samples.item_ids))
+        """What the generator makes of each sample's user and item."""
+        pair = self.pair(samples)
         with torch.autocast(self.pairs.users.device.type, enabled=False):
             deltas: dict[str, Delta] = self.generator(*pair)
         return deltas
-
-    @classmethod
-    def _file_names(cls) -> tuple[str, ...]:
-        return *super()._file_names(), _EMBEDDINGS
-
-    def _own_files(self) -> dict[str, Callable[[Path], object]]:
-        return {_EMBEDDINGS: self.embeddings.save}
-
-    @classmethod
-    def _built(cls, base_model: PreTrainedModel, config: CoRAConfig, folder: Path) -> "CoRAModel":
-        return cls(base_model, config, CollaborativeEmbeddings.load(folder / _EMBEDDINGS))

@@ -1,0 +1,95 @@
+"""score = <e_u, e_i> + <w, h>: the collaborative logit, and what the language model adds to it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cora import CoRAConfig, CoRAModel
+from cora.collaborative import CollaborativeEmbeddings
+
+USERS, ITEMS = torch.tensor([30, 10, 20, 10, 99]), torch.tensor([7, 5, 5, 6, 8])  # the last ones unknown
+
+
+def build(base: PreTrainedModel, trained: bool = True, **changes: Any) -> CoRAModel:
+    torch.manual_seed(1)
+    embeddings = CollaborativeEmbeddings([10, 20, 30], [5, 6, 7], torch.randn(3, 8), torch.randn(3, 8))
+    fields: dict[str, Any] = dict(r=3, hidden_size=16, answer_ids=(11, 23), offset=True)
+    model = CoRAModel(base, CoRAConfig(**(fields | changes)), embeddings)
+    if trained:
+        for name, parameter in model.named_parameters():
+            if name == "readout" or ".p." in name:
+                nn.init.normal_(parameter)
+    return model.eval()
+
+
+def collaborative(model: CoRAModel, user_vectors: Tensor | None = None) -> Tensor:
+    return model.embeddings.score(USERS, ITEMS, user_vectors)
+
+
+@pytest.mark.filterwarnings("ignore:.*unknown")
+@torch.no_grad()
+def test_it_starts_as_the_vectors(make_base: Any, prompts: Any, pad: Any) -> None:
+    ids, mask = pad(prompts, "left")
+    model = build(make_base("llama"), trained=False)
+    assert torch.equal(model.score(ids, mask, USERS, ITEMS), collaborative(model))
+    vectors = torch.randn(5, 8)
+    assert torch.equal(model.score(ids, mask, USERS, ITEMS, user_vectors=vectors), collaborative(model, vectors))
+    assert not torch.equal(model.score(ids, mask, USERS, ITEMS, adapted=False), collaborative(model))
+
+
+@pytest.mark.filterwarnings("ignore:.*unknown")
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_the_hidden_state_before_the_answer_is_read(make_base: Any, prompts: Any, pad: Any, side: str) -> None:
+    ids, mask = pad(prompts, side)
+    model = build(make_base("llama"), trained=False)
+    nn.init.normal_(model.readout)
+    ours = model(ids, mask, USERS, ITEMS).logits
+    torch.testing.assert_close(ours, model.score(ids, mask, USERS, ITEMS, batch_size=2))
+    readout, alone = model.readout, collaborative(model)
+    base = model.unpatch()
+    tokens, lengths = prompts
+    for row, length in enumerate(lengths):
+        last = base.model(tokens[row : row + 1, :length]).last_hidden_state[0, -1]
+        torch.testing.assert_close(ours[row], last @ readout + alone[row], atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*unknown")
+def test_everything_that_is_trained_gets_a_gradient(make_base: Any, prompts: Any, pad: Any) -> None:
+    ids, mask = pad(prompts, "left")
+    model = build(make_base("llama"), trained=False).train()
+    labels = torch.tensor([1.0, 0, 0, 1, 1])
+    model(ids, mask, USERS, ITEMS, labels).loss.backward()
+    assert model.readout is not None and bool(model.readout.grad.any())
+    with torch.no_grad():
+        model.readout.add_(model.readout.grad, alpha=-0.1)
+    model.zero_grad()
+    model(ids, mask, USERS, ITEMS, labels).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert any(bool(p.grad.any()) for name, p in model.named_parameters() if ".p." in name)
+    assert all(p.grad is None for p in model.base.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*unknown")
+@torch.no_grad()
+def test_it_is_saved(make_base: Any, prompts: Any, pad: Any, tmp_path: Path) -> None:
+    ids, mask = pad(prompts, "left")
+    model = build(make_base("llama"))
+    before = model.score(ids, mask, USERS, ITEMS)
+    model.save_pretrained(tmp_path)
+    again = CoRAModel.from_pretrained(tmp_path, model.unpatch())
+    assert again.config.offset and torch.equal(again.score(ids, mask, USERS, ITEMS), before)
+
+
+def test_the_published_form_has_no_readout(make_base: Any) -> None:
+    model = build(make_base("llama"), trained=False, offset=False)
+    assert model.readout is None and "readout" not in model.state_dict()
+
+
+def test_it_is_true_or_false() -> None:
+    with pytest.raises(TypeError, match="offset: expected true or false, got 'yes'"):
+        CoRAConfig(offset="yes")
