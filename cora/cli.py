@@ -1,4 +1,4 @@
-"""The command `cora`: train, compare, evaluate, score, info."""
+"""The command `cora`: train, compare, evaluate, score, explain, info."""
 
 import argparse
 import inspect
@@ -84,6 +84,13 @@ def _score(options: argparse.Namespace) -> None:
         print(f"{place:>3}  {probability:.3f}  {one_line(title)}  (candidate {rank})")
 
 
+def _explain(options: argparse.Namespace) -> None:
+    from cora.runs.explain import as_text, explain, save
+
+    found = explain(options.run, options.user, options.item, options.neighbours)
+    print(f"{as_text(found, options.user)}\npicture  {save(found, options.run, options.user, options.item)}")
+
+
 def _info(options: argparse.Namespace) -> None:
     if options.run:
         runs = [RunFolder.existing(run) for run in options.run]
@@ -160,6 +167,15 @@ def _parser() -> argparse.ArgumentParser:
         help="unseen items that the method ranks: the best by the collaborative vectors (default: 100)",
     )  # fmt: skip
     score.set_defaults(command=_score)
+
+    explain = commands.add_parser("explain", help="what the delta of a user and an item changes, layer by layer")
+    explain.add_argument("--run", required=True, metavar="FOLDER", help="folder of a finished run")
+    explain.add_argument("--user", required=True, metavar="ID", help="user id as in the data")
+    explain.add_argument("--item", required=True, metavar="ID", help="item id as in the data")
+    explain.add_argument(
+        "--neighbours", type=int, default=10, metavar="N", help="users printed whose A is most alike (default: 10)"
+    )
+    explain.set_defaults(command=_explain)
 
     info = commands.add_parser(
         "info", help="versions, usable kernels, named data and models; or a run's settings and metrics"

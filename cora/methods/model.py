@@ -109,7 +109,7 @@ class MethodModel(nn.Module):
         if labels is not None:
             check_labels(labels, len(input_ids))
         prompts = self.scorer.prompts(input_ids, attention_mask)
-        logits = self._with_offsets(self.scorer.answer(prompts, self._dropped(samples), self.readout), samples)
+        logits = self.with_offsets(self.scorer.answer(prompts, self._dropped(samples), self.readout), samples)
         loss = None
         if labels is not None:
             loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
@@ -160,7 +160,7 @@ class MethodModel(nn.Module):
             scores = self.scorer.score(
                 input_ids, attention_mask, lambda rows: self._dropped(samples.rows(rows)), batch_size, self.readout
             )
-            return self._with_offsets(scores, samples)
+            return self.with_offsets(scores, samples)
 
     def unpatch(self) -> PreTrainedModel:
         """Gives the base model back as it was before: the very same modules, requires_grad included."""
@@ -254,7 +254,8 @@ class MethodModel(nn.Module):
         samples.check(len(input_ids), self.vector_width)
         return attention_mask
 
-    def _with_offsets(self, answers: Tensor, samples: Samples) -> Tensor:
+    def with_offsets(self, answers: Tensor, samples: Samples) -> Tensor:
+        """The scores [B] of samples whose answers [B] the language model gave."""
         offsets = self.offsets(samples)
         return answers if offsets is None else answers + offsets.to(answers)
 

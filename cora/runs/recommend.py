@@ -37,7 +37,7 @@ def recommend(run: str | Path, user: str, top: int = 10, candidates: int = 100) 
     config = folder.config()
     prepared = prepare(config)
     frame, titles = prepared.data.frame, prepared.data.titles
-    chosen = _as_id(user, frame["user_id"])
+    chosen = as_id("user", user, frame["user_id"])
     embeddings = folder.vectors()
     model = load_model(folder, config)
     rows = _unseen(frame, chosen)
@@ -73,10 +73,11 @@ def _unseen(frame: pd.DataFrame, user: Any) -> pd.DataFrame:
     return pd.DataFrame({"user_id": [user] * len(items), "item_id": items})
 
 
-def _as_id(text: str, column: pd.Series) -> Any:
+def as_id(name: str, text: str, column: pd.Series) -> Any:
+    """The id that a text is in a column. Raises ValueError, of the argument `name`, for one that it cannot hold."""
     if not pd.api.types.is_integer_dtype(column.dtype):
         return text
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"user: expected a whole number, as the data's ids are, got {text!r}") from None
+        raise ValueError(f"{name}: expected a whole number, as the data's ids are, got {text!r}") from None
