@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -64,44 +64,71 @@ def fit(
 
     Raises ValueError, naming the frame, for a missing column, no rows or labels of one class only.
     """
-    for part, frame in (("train", train), ("valid", valid)):
-        _check(part, frame)
-    user_codes, user_ids = pd.factorize(train["user_id"], sort=True)
-    item_codes, item_ids = pd.factorize(train["item_id"], sort=True)
-    labels = train["label"].to_numpy(np.float32)
-    columns = [torch.from_numpy(column) for column in (user_codes, item_codes, labels)]
-    valid_rows = _rows(user_ids, valid["user_id"]), _rows(item_ids, valid["item_id"])
+    rows = TrainingRows.of(train, valid)
     generator = torch.Generator().manual_seed(seed)
-    model = make(len(user_ids), len(item_ids), generator)
+    model = make(len(rows.user_ids), len(rows.item_ids), generator)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
 
     aucs: list[float] = []
     best_epoch, best = 0, model.vectors()
     with tqdm(total=max_epochs, desc=name, unit="epoch", delay=2) as bar:
         while len(aucs) < max_epochs and len(aucs) - best_epoch <= patience:
-            for rows in torch.randperm(len(train), generator=generator).split(batch_size):
-                user, item, label = (column[rows] for column in columns)
+            for chosen in torch.randperm(len(train), generator=generator).split(batch_size):
+                user, item, label = (column[chosen] for column in (rows.user, rows.item, rows.label))
                 optimizer.zero_grad()
                 functional.binary_cross_entropy_with_logits(model(user, item), label).backward()
                 optimizer.step()
             vectors = model.vectors()
-            aucs.append(float(roc_auc_score(valid["label"], _scores(*vectors, *valid_rows))))
+            aucs.append(rows.valid_auc(*vectors))
             if len(aucs) == 1 or aucs[-1] > aucs[best_epoch]:
                 best_epoch, best = len(aucs) - 1, vectors
             bar.set_postfix(valid_auc=f"{aucs[best_epoch]:.4f}", refresh=False)
             bar.update()
-    embeddings = CollaborativeEmbeddings(user_ids.tolist(), item_ids.tolist(), *best)
-    return FitResult(embeddings, aucs, best_epoch)
+    return FitResult(CollaborativeEmbeddings(rows.user_ids, rows.item_ids, *best), aucs, best_epoch)
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Ratings as rows of tables: user, item [n] int64 and label [n] float32 of train, the id of every row of a table,
+    and valid to judge tables by."""
+
+    user: Tensor
+    item: Tensor
+    label: Tensor
+    user_ids: list[Any]
+    item_ids: list[Any]
+    valid_user: Tensor
+    valid_item: Tensor
+    valid_label: np.ndarray
+
+    @classmethod
+    def of(cls, train: pd.DataFrame, valid: pd.DataFrame) -> "TrainingRows":
+        """Raises ValueError, naming the frame, for a missing column, no rows or labels of one class only."""
+        for part, frame in (("train", train), ("valid", valid)):
+            _check(part, frame)
+        user, user_ids = pd.factorize(train["user_id"], sort=True)
+        item, item_ids = pd.factorize(train["item_id"], sort=True)
+        return cls(
+            torch.from_numpy(user),
+            torch.from_numpy(item),
+            torch.from_numpy(train["label"].to_numpy(np.float32)),
+            user_ids.tolist(),
+            item_ids.tolist(),
+            _rows(user_ids, valid["user_id"]),
+            _rows(item_ids, valid["item_id"]),
+            valid["label"].to_numpy(),
+        )
+
+    def valid_auc(self, users: Tensor, items: Tensor) -> float:
+        """The AUC on valid of <e_u, e_i> of the tables e_u [U, d] and e_i [I, d]."""
+        e_u, e_i = with_mean(users)[self.valid_user], with_mean(items)[self.valid_item]
+        return float(roc_auc_score(self.valid_label, (e_u * e_i).sum(1)))
 
 
 def _rows(known: pd.Index | np.ndarray, ids: pd.Series) -> Tensor:
     """The row of each id, the one after the last for those unknown."""
     rows = pd.Index(known).get_indexer(ids)
     return torch.from_numpy(np.where(rows < 0, len(known), rows))
-
-
-def _scores(users: Tensor, items: Tensor, user_rows: Tensor, item_rows: Tensor) -> np.ndarray:
-    return (with_mean(users)[user_rows] * with_mean(items)[item_rows]).sum(1).numpy()
 
 
 def _check(name: str, frame: pd.DataFrame) -> None:
