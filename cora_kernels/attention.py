@@ -10,26 +10,40 @@ from torch.autograd.function import once_differentiable
 from cora_kernels import dispatch
 from cora_kernels.autograd import autocasts
 from cora_kernels.backends import cpu
-from cora_kernels.checks import boundaries, check_saved, has_tangent, number, plain, transform
-from cora_kernels.segments import spans
+from cora_kernels.checks import boundaries, check_saved, has_tangent, number, parents_of, plain, transform
+from cora_kernels.segments import prefixes, spans
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, scale: float | None = None) -> Tensor:
+def packed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    parents: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """o_i = softmax(scale · q_i·k_iᵀ, keys up to the query's own position) · v_i for every sample i and head.
+
+    A sample with a parent p has k_i = [k_p; k_i] and v_i = [v_p; v_i]: its queries see all of the parent and, causally,
+    the sample itself. So samples that begin alike hold their beginning once, as a sample of its own.
 
     Args:
         q: [M, H, D], the rows of all samples one after another. float32, bfloat16, float16 or float64.
         k, v: [M, G, D] in q's dtype; each of the G heads serves H / G heads of q in a row.
         cu_seqlens: int32 [B + 1] of any stride, on q's device: sample i owns the rows cu_seqlens[i]:cu_seqlens[i + 1],
             perhaps none. It starts at 0, never decreases and ends at M.
+        parents: int32 [B] of any stride, on q's device: the sample whose keys and values each sample reads before its
+            own, -1 for none; None where no sample has one. A parent is another sample, before or after its children,
+            and has no parent itself.
         scale: a real number; None is D ** -0.5.
 
     Returns o [M, H, D] in q's dtype. Differentiable once, in q, k and v. On the CPU a kernel of its own serves, whose
-    products are summed in float32, of which no [T, T] matrix is kept and whose bits are the same for any number of
-    threads; elsewhere, or where `use_backend` names another backend than "cpu", torch's attention, sample by sample.
-    Under autocast q, k and v are cast as for torch's attention.
+    products are summed in float32, a parent's gradients over its children in their order, of which no [T, T] matrix is
+    kept and whose bits are the same for any number of threads; elsewhere, or where `use_backend` names another backend
+    than "cpu", torch's attention, sample by sample. Under autocast q, k and v are cast as for torch's attention.
 
     Strides and views are free and layouts and subclasses refused as in `lora_linear`.
 
@@ -41,6 +55,8 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, sca
     autocast = autocasts(q)
     _check(q, k, v, autocast)
     cu_seqlens = boundaries(cu_seqlens, "q", q)
+    if parents is not None:
+        parents = parents_of(parents, cu_seqlens)
     scale = q.shape[-1] ** -0.5 if scale is None else number(scale, "scale")
     if autocast:
         q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))
@@ -51,10 +67,12 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, sca
         if eager and torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
             for name, t in (("q", q), ("k", k), ("v", v)):
                 check_saved(t, name)
-        return _PackedAttention.apply(q, k, v, cu_seqlens, scale)
-    samples = spans(cu_seqlens, q.shape[0]) or [slice(0, 0)]
+        return _PackedAttention.apply(q, k, v, cu_seqlens, parents, scale)
+    samples = spans(cu_seqlens, q.shape[0])
+    befores = [None] * len(samples) if parents is None else prefixes(parents, samples)
     q = q.contiguous()  # torch's attention gives its output the strides of q, even where rows or heads share memory.
-    return torch.cat([_of_sample(q[rows], k[rows], v[rows], scale) for rows in samples])
+    outs = [_of_sample(q, k, v, rows, before, scale) for rows, before in zip(samples, befores, strict=True)]
+    return torch.cat(outs or [_of_sample(q, k, v, slice(0, 0), None, scale)])
 
 
 def attention_not_supported_reason(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -70,24 +88,33 @@ def attention_not_supported_reason(dtype: torch.dtype, device: torch.device) -> 
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, parents: Tensor | None, scale: float
+    ) -> Tensor:
         q, k, v = (_unit_stride(t) for t in (q, k, v))
-        out, sums = cpu.attention(q, k, v, cu_seqlens, scale)
-        ctx.save_for_backward(q, k, v, sums, cu_seqlens)
+        out, sums = cpu.attention(q, k, v, cu_seqlens, parents, scale)
+        ctx.save_for_backward(q, k, v, sums, cu_seqlens, parents)
         ctx.scale = scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, sums, cu_seqlens = ctx.saved_tensors
+        q, k, v, sums, cu_seqlens, parents = ctx.saved_tensors
         g = _unit_stride(plain(g, "grad_outputs"))
-        return *cpu.attention_backward(g, q, k, v, sums, cu_seqlens, ctx.scale), None, None
+        return *cpu.attention_backward(g, q, k, v, sums, cu_seqlens, parents, ctx.scale), None, None, None
 
 
-def _of_sample(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+def _of_sample(q: Tensor, k: Tensor, v: Tensor, rows: slice, before: slice | None, scale: float) -> Tensor:
+    """The output of the sample in `rows`, whose parent is in the rows `before`."""
+    mask, q, k_v = None, q[rows], [k[rows], v[rows]]
+    if before is not None:
+        k_v = [torch.cat([t[before], own]) for t, own in zip((k, v), k_v, strict=True)]
+        seen = len(k_v[0]) - len(q)
+        mask = torch.ones(len(q), len(k_v[0]), dtype=torch.bool, device=q.device).tril(seen)
+    q, k, v = (t.transpose(0, 1)[None] for t in (q, *k_v))
+    out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, is_causal=mask is None, enable_gqa=True)
+    return out[0].transpose(0, 1)
 
 
 def _unit_stride(t: Tensor) -> Tensor:

@@ -84,18 +84,42 @@ def boundaries(cu_seqlens: object, name: str, rows: Tensor) -> Tensor:
     Raises TypeError or ValueError unless it is an int32 tensor [B + 1] on the device of `rows`, the argument `name`,
     with a sample if there are rows. Its values are not read.
     """
-    cu_seqlens = plain(cu_seqlens, "cu_seqlens")
-    if cu_seqlens.dtype != torch.int32:
-        raise TypeError(f"cu_seqlens must be int32, got {cu_seqlens.dtype}")
+    cu_seqlens = _int32(cu_seqlens, "cu_seqlens")
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError(f"cu_seqlens must be [B + 1], got shape {list(cu_seqlens.shape)}")
     if cu_seqlens.device != rows.device:
         raise ValueError(f"cu_seqlens must be on the device of {name}, {rows.device}, got {cu_seqlens.device}")
     if cu_seqlens.shape[0] == 1 and rows.shape[0] > 0:
         raise ValueError(f"cu_seqlens must end at the number of rows of {name}, {rows.shape[0]}, got [1], no samples")
-    if torch.is_grad_enabled() and (is_compiling() or cu_seqlens.is_inference()):
-        return cu_seqlens.clone(memory_format=torch.contiguous_format)
-    return cu_seqlens.contiguous()
+    return _saveable(cu_seqlens)
+
+
+def parents_of(parents: object, cu_seqlens: Tensor) -> Tensor:
+    """parents, or a copy, as `boundaries` gives cu_seqlens.
+
+    Raises TypeError or ValueError unless it is an int32 tensor [B] on the device of cu_seqlens [B + 1]. Its values are
+    not read.
+    """
+    parents = _int32(parents, "parents")
+    batch = cu_seqlens.shape[0] - 1
+    if parents.dim() != 1 or parents.shape[0] != batch:
+        raise ValueError(f"parents must be [{batch}], one for each sample of cu_seqlens, got {list(parents.shape)}")
+    if parents.device != cu_seqlens.device:
+        raise ValueError(f"parents must be on the device of cu_seqlens, {cu_seqlens.device}, got {parents.device}")
+    return _saveable(parents)
+
+
+def _int32(value: object, name: str) -> Tensor:
+    t = plain(value, name)
+    if t.dtype != torch.int32:
+        raise TypeError(f"{name} must be int32, got {t.dtype}")
+    return t
+
+
+def _saveable(t: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and (is_compiling() or t.is_inference()):
+        return t.clone(memory_format=torch.contiguous_format)
+    return t.contiguous()
 
 
 def check_saved(t: Tensor, name: str) -> None:

@@ -52,3 +52,19 @@ def spans(cu_seqlens: Tensor, rows: int) -> list[slice]:
         if stop < start:
             raise ValueError(f"cu_seqlens must not decrease, got {start} and then {stop} at index {i + 1}")
     return [slice(start, stop) for start, stop in pairwise(boundaries)]
+
+
+def prefixes(parents: Tensor, samples: list[slice]) -> list[slice | None]:
+    """The rows of each sample's parent, None for one that has none. Reads the values, as `spans` does."""
+    values = parents.tolist()
+    for i, parent in enumerate(values):
+        if not -1 <= parent < len(samples):
+            raise ValueError(f"parents must be -1 or one of the {len(samples)} samples, got parents[{i}] = {parent}")
+        if parent == i:
+            raise ValueError(f"parents must name other samples, got parents[{i}] = {parent}")
+        if parent != -1 and values[parent] != -1:
+            raise ValueError(
+                f"parents must have no parents themselves, got parents[{i}] = {parent} and parents[{parent}] = "
+                f"{values[parent]}"
+            )
+    return [None if parent == -1 else samples[parent] for parent in values]

@@ -18,10 +18,12 @@ TORCH_LIBRARY(cora_kernels, m) {
       "cpu_backward_input(Tensor[] gs, Tensor[] weights, Tensor[] lora_as, Tensor[] lora_bs, Tensor? scales, "
       "float scaling, Tensor? cu_seqlens, SymInt batch, int n_a, Tensor[] ds) -> Tensor[]");
   m.def("cpu_outer(Tensor u, Tensor v, Tensor? cu_seqlens, SymInt batch, bool per_sample, ScalarType dtype) -> Tensor");
-  m.def("cpu_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, float scale) -> (Tensor, Tensor)");
   m.def(
-      "cpu_attention_backward(Tensor g, Tensor q, Tensor k, Tensor v, Tensor sums, Tensor cu_seqlens, float scale) -> "
-      "(Tensor, Tensor, Tensor)");
+      "cpu_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, Tensor? parents, float scale) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "cpu_attention_backward(Tensor g, Tensor q, Tensor k, Tensor v, Tensor sums, Tensor cu_seqlens, Tensor? parents, "
+      "float scale) -> (Tensor, Tensor, Tensor)");
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

@@ -61,16 +61,18 @@ def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: tor
     return extension.outer(torch.ops.cora_kernels.cpu_outer.default, u, v, segments, per_sample, dtype)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, parents: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
     """o [M, H, D]; and what its backward needs of each row of scores: the largest, and one over the sum, [2, H, M]."""
-    return torch.ops.cora_kernels.cpu_attention.default(q, k, v, cu_seqlens, scale)
+    return torch.ops.cora_kernels.cpu_attention.default(q, k, v, cu_seqlens, parents, scale)
 
 
 def attention_backward(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, sums: Tensor, cu_seqlens: Tensor, scale: float
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, sums: Tensor, cu_seqlens: Tensor, parents: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv."""
-    return torch.ops.cora_kernels.cpu_attention_backward.default(g, q, k, v, sums, cu_seqlens, scale)
+    return torch.ops.cora_kernels.cpu_attention_backward.default(g, q, k, v, sums, cu_seqlens, parents, scale)
 
 
 def _fake_attention(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:

@@ -4,69 +4,75 @@
 
 #include <vector>
 
+#include "families.h"
 #include "lowrank_gemm.h"
 #include "scratch.h"
 
 namespace cora::cpu {
 namespace {
 
-// What it costs to pack a sample beside its products, in keys. Samples are shared out among threads by that.
-constexpr int64_t kPackingCost = 128;
-
-// An AttentionWorker works off (sample, kv_head) pairs over the thread's scratch memory, which the longest sample
-// sizes.
+// An AttentionWorker works off samples, one kv_head at a time, over the thread's scratch memory.
 class AttentionWorker {
  public:
-  AttentionWorker(const Attention& attention, const Kernels& kernels, int64_t longest, bool backward)
+  AttentionWorker(const Attention& attention, const Kernels& kernels, const Longest& longest, bool backward)
       : a_(attention),
         kernels_(kernels),
         low_(low_panel(attention.dtype, kernels)),
         row_dtype_(low_ == Panel::kPairs ? Dtype::kBFloat16 : Dtype::kFloat),
         group_(attention.heads / attention.kv_heads),
-        // A stride off the powers of two: else the rows of a panel would share few sets of L1.
-        length_stride_(round_up(longest, 16) + 16),
+        keys_stride_(padded(longest.keys)),
         dim_stride_(round_up(attention.dim, 16)) {
     Scratch& scratch = Scratch::of_thread(carve(nullptr, longest, backward));
     carve(&scratch, longest, backward);
   }
 
-  void forward(int64_t sample, int64_t kv_head, void* out) {
-    begin(sample);
-    pack_turned(head(a_.k, kv_head), k_.turned);
-    pack(head(a_.v, kv_head), v_.plain);
+  void forward(const Member& member, int64_t kv_head, void* out) {
+    begin(member, kv_head, false);
     for (int64_t h = kv_head * group_; h < (kv_head + 1) * group_; ++h) {
-      for (int64_t row = 0; row < length_; row += kTileRows) {
-        const int64_t rows = std::min<int64_t>(kTileRows, length_ - row), cols = row + rows;
-        convert(head(a_.q, h), row, rows, q_rows_);
-        product(rows, cols, q_rows_, k_.turned, s_, a_.scale);
+      for (int64_t row = 0; row < own_->length; row += kTileRows) {
+        const int64_t rows = std::min<int64_t>(kTileRows, own_->length - row);
+        convert(head(a_.q, h, *own_), row, rows, q_rows_);
+        scores(rows, row + rows, q_rows_, &Keys::k, s_, a_.scale);
         for (int64_t m = 0; m < rows; ++m) {
-          kernels_.softmax(s_ + m * length_stride_, row + m + 1, cols, row_dtype_, line(p_[0], m), tops(h) + row + m,
-                           shares(h) + row + m);
+          kernels_.softmax(s_ + m * keys_stride_, before_ + row + m + 1, width(row + rows), row_dtype_, line(p_[0], m),
+                           tops(h) + row + m, shares(h) + row + m);
         }
-        const Strip strip{p_[0], length_stride_, v_.plain, dim_stride_, cols};
-        multiply(rows, &strip, 1, destination(out, a_.heads, h, row, 1.f));
+        weigh(rows, row + rows, p_[0], &Keys::v, destination(out, a_.heads, h, *own_, row, 1.f));
       }
     }
   }
 
-  void backward(int64_t sample, int64_t kv_head, const Heads& g, void* dq, void* dk, void* dv) {
-    begin(sample);
-    pack_turned(head(a_.k, kv_head), k_.turned);
-    pack(head(a_.k, kv_head), k_.plain);
-    pack_turned(head(a_.v, kv_head), v_.turned);
-    for (int64_t i = 0; i < group_; ++i) {
-      const int64_t h = kv_head * group_ + i;
-      pack_turned(head(a_.q, h), q_[i].turned);
-      pack(head(a_.q, h), q_[i].plain);
-      pack_turned(head(g, h), g_[i].turned);
-      pack(head(g, h), g_[i].plain);
-      std::copy_n(tops(h), length_, top_[i]);
-      std::copy_n(shares(h), length_, share_[i]);
-      for (int64_t row = 0; row < length_; row += kTileRows)
-        by_queries(h, i, row, head(g, h), dq);
+  // A family: one sample, or a parent and its children, whose part in its gradients is summed in their order.
+  void backward(const Families::Range& family, int64_t kv_head, const Heads& g, void* dq, void* dk, void* dv) {
+    for (const Member* member = family.first; member != family.second; ++member) {
+      if (length(member->sample) == 0) continue;
+      begin(*member, kv_head, true);
+      for (int64_t i = 0; i < group_; ++i) {
+        const int64_t h = kv_head * group_ + i;
+        const Rows q = head(a_.q, h, *own_), grad = head(g, h, *own_);
+        pack_turned(q, own_->length, q_[i].turned);
+        pack(q, own_->length, q_[i].plain);
+        pack_turned(grad, own_->length, g_[i].turned);
+        pack(grad, own_->length, g_[i].plain);
+        std::copy_n(tops(h), own_->length, top_[i]);
+        std::copy_n(shares(h), own_->length, share_[i]);
+        for (int64_t row = 0; row < own_->length; row += kTileRows)
+          by_queries(h, i, row, grad, dq);
+      }
+      for (int64_t row = 0; row < own_->length; row += kTileRows) {
+        const int64_t rows = by_keys(*own_, kv_head, row, true);
+        if (member->is_parent) {
+          collect(row, rows, false);
+        } else {
+          run_tile(rows, a_.dim, p_strips_.data(), group_, destination(dv, a_.kv_heads, kv_head, *own_, row, 1.f));
+          run_tile(rows, a_.dim, ds_strips_.data(), group_,
+                   destination(dk, a_.kv_heads, kv_head, *own_, row, a_.scale));
+        }
+      }
+      for (int64_t row = 0; row < before_; row += kTileRows)
+        collect(row, by_keys(prefix_, kv_head, row, false), true);
     }
-    for (int64_t row = 0; row < length_; row += kTileRows)
-      by_keys(kv_head, row, dk, dv);
+    if (family.first->is_parent && length(family.first->sample) > 0) deliver(kv_head, dk, dv);
   }
 
  private:
@@ -77,99 +83,167 @@ class AttentionWorker {
     char* turned;
   };
 
-  int64_t carve(Scratch* scratch, int64_t longest, bool backward) {
+  // The keys and values of one sample.
+  struct Keys {
+    int64_t sample = -1, kv_head = -1, begin = 0, length = 0;
+    Panels k{}, v{};
+  };
+
+  // A stride off the powers of two: else the rows of a panel would share few sets of L1. The room past the end is read
+  // in whole vectors.
+  static int64_t padded(int64_t length) { return round_up(length, 16) + 16; }
+
+  int64_t carve(Scratch* scratch, const Longest& longest, bool backward) {
     int64_t bytes = 0;
     const auto take = [&](int64_t size) {
       bytes += Scratch::padded(size);
       return scratch ? scratch->take(size) : nullptr;
     };
     const auto floats = [&](int64_t count) { return reinterpret_cast<float*>(take(count * 4)); };
-    const auto panels = [&] {
-      return Panels{take(panel_bytes(low_, longest, dim_stride_)), take(panel_bytes(low_, a_.dim, length_stride_))};
+    const auto panels = [&](int64_t length) {
+      return Panels{take(panel_bytes(low_, length, dim_stride_)), take(panel_bytes(low_, a_.dim, padded(length)))};
     };
-    k_ = panels();
-    v_ = panels();
+    alone_.k = panels(longest.own);
+    alone_.v = panels(longest.own);
+    prefix_.k = panels(longest.prefix);
+    prefix_.v = panels(longest.prefix);
     q_rows_ = take(kTileRows * dim_stride_ * 4);
     g_rows_ = take(kTileRows * dim_stride_ * 4);
-    s_ = floats(kTileRows * length_stride_);
-    dp_ = floats(kTileRows * length_stride_);
+    s_ = floats(kTileRows * keys_stride_);
+    dp_ = floats(kTileRows * keys_stride_);
     for (auto* list : {&p_, &ds_}) {
       list->clear();
       for (int64_t i = 0; i < (backward ? group_ : 1); ++i)
-        list->push_back(take(kTileRows * length_stride_ * 4));
+        list->push_back(take(kTileRows * keys_stride_ * 4));
     }
     for (auto* list : {&top_, &share_, &delta_}) {
       list->clear();
       for (int64_t i = 0; i < (backward ? group_ : 0); ++i)
-        list->push_back(floats(length_stride_));
+        list->push_back(floats(padded(longest.own)));
     }
     for (auto* list : {&q_, &g_}) {
       list->clear();
       for (int64_t i = 0; i < (backward ? group_ : 0); ++i)
-        list->push_back(panels());
+        list->push_back(panels(longest.own));
     }
+    const int64_t collected = backward ? round_up(longest.prefix, kTileRows) * panels_of(a_.dim) * kTileCols : 0;
+    dk_ = floats(collected);
+    dv_ = floats(collected);
     return bytes;
   }
 
-  void begin(int64_t sample) {
-    begin_ = a_.segments.begin(sample);
-    length_ = a_.segments.end(sample) - begin_;
+  int64_t length(int64_t sample) const { return a_.segments.end(sample) - a_.segments.begin(sample); }
+
+  // Packs what the member's queries see. A parent stays packed for all its children.
+  void begin(const Member& member, int64_t kv_head, bool backward) {
+    before_ = member.parent < 0 ? 0 : length(member.parent);
+    if (before_ > 0) load(prefix_, member.parent, kv_head, backward);
+    own_ = member.is_parent ? &prefix_ : &alone_;
+    load(*own_, member.sample, kv_head, backward);
+  }
+
+  void load(Keys& keys, int64_t sample, int64_t kv_head, bool backward) {
+    if (keys.sample == sample && keys.kv_head == kv_head) return;
+    keys.sample = sample;
+    keys.kv_head = kv_head;
+    keys.begin = a_.segments.begin(sample);
+    keys.length = length(sample);
+    const Rows k = head(a_.k, kv_head, keys), v = head(a_.v, kv_head, keys);
+    pack_turned(k, keys.length, keys.k.turned);
+    if (backward) {
+      pack(k, keys.length, keys.k.plain);
+      pack_turned(v, keys.length, keys.v.turned);
+    } else {
+      pack(v, keys.length, keys.v.plain);
+    }
   }
 
   // Computes dS of eight queries, from it their dq, and the delta that by_keys needs.
   void by_queries(int64_t h, int64_t i, int64_t row, const Rows& g, void* dq) {
-    const int64_t rows = std::min<int64_t>(kTileRows, length_ - row), cols = row + rows;
-    convert(head(a_.q, h), row, rows, q_rows_);
+    const int64_t rows = std::min<int64_t>(kTileRows, own_->length - row), end = row + rows;
+    convert(head(a_.q, h, *own_), row, rows, q_rows_);
     convert(g, row, rows, g_rows_);
-    product(rows, cols, q_rows_, k_.turned, s_, a_.scale);
-    product(rows, cols, g_rows_, v_.turned, dp_, 1.f);
+    scores(rows, end, q_rows_, &Keys::k, s_, a_.scale);
+    scores(rows, end, g_rows_, &Keys::v, dp_, 1.f);
     for (int64_t m = 0; m < rows; ++m) {
-      delta_[i][row + m] =
-          kernels_.softmax_backward(s_ + m * length_stride_, dp_ + m * length_stride_, top_[i][row + m],
-                                    share_[i][row + m], row + m + 1, cols, row_dtype_, line(ds_[0], m));
+      delta_[i][row + m] = kernels_.softmax_backward(s_ + m * keys_stride_, dp_ + m * keys_stride_, top_[i][row + m],
+                                                     share_[i][row + m], before_ + row + m + 1, width(end), row_dtype_,
+                                                     line(ds_[0], m));
     }
-    const Strip strip{ds_[0], length_stride_, k_.plain, dim_stride_, cols};
-    multiply(rows, &strip, 1, destination(dq, a_.heads, h, row, a_.scale));
+    weigh(rows, end, ds_[0], &Keys::k, destination(dq, a_.heads, h, *own_, row, a_.scale));
   }
 
-  // Computes dk and dv of eight keys, from the queries of all heads that attend to them.
-  void by_keys(int64_t kv_head, int64_t row, void* dk, void* dv) {
-    const int64_t rows = std::min<int64_t>(kTileRows, length_ - row), cols = length_ - row;
-    convert(head(a_.k, kv_head), row, rows, q_rows_);
-    convert(head(a_.v, kv_head), row, rows, g_rows_);
+  // Computes P and dS of eight keys and the queries of all heads that attend to them, those from the keys' own rows on
+  // or, of a parent's keys, all. Products with p_strips_ and ds_strips_ are then the keys' dv and dk. Returns how many
+  // keys there were.
+  int64_t by_keys(const Keys& keys, int64_t kv_head, int64_t row, bool causal) {
+    const int64_t rows = std::min<int64_t>(kTileRows, keys.length - row);
+    const int64_t first = causal ? row : 0, cols = own_->length - first, stride = padded(own_->length);
+    convert(head(a_.k, kv_head, keys), row, rows, q_rows_);
+    convert(head(a_.v, kv_head, keys), row, rows, g_rows_);
     p_strips_.clear();
     ds_strips_.clear();
     for (int64_t i = 0; i < group_; ++i) {
-      product(rows, cols, q_rows_, q_[i].turned + row * 4, s_, a_.scale);
-      product(rows, cols, g_rows_, g_[i].turned + row * 4, dp_, 1.f);
+      product(rows, cols, q_rows_, q_[i].turned + first * 4, stride, s_, a_.scale);
+      product(rows, cols, g_rows_, g_[i].turned + first * 4, stride, dp_, 1.f);
       for (int64_t m = 0; m < rows; ++m) {
-        kernels_.softmax_backward_turned(s_ + m * length_stride_, dp_ + m * length_stride_, top_[i] + row,
-                                         share_[i] + row, delta_[i] + row, m, cols, row_dtype_, line(p_[i], m),
-                                         line(ds_[i], m));
+        kernels_.softmax_backward_turned(s_ + m * keys_stride_, dp_ + m * keys_stride_, top_[i] + first,
+                                         share_[i] + first, delta_[i] + first, causal ? m : 0, cols, row_dtype_,
+                                         line(p_[i], m), line(ds_[i], m));
       }
-      const int64_t above = panel_bytes(low_, row, dim_stride_);
-      p_strips_.push_back({p_[i], length_stride_, g_[i].plain + above, dim_stride_, cols});
-      ds_strips_.push_back({ds_[i], length_stride_, q_[i].plain + above, dim_stride_, cols});
+      const int64_t above = panel_bytes(low_, first, dim_stride_);
+      p_strips_.push_back({p_[i], keys_stride_, g_[i].plain + above, dim_stride_, cols});
+      ds_strips_.push_back({ds_[i], keys_stride_, q_[i].plain + above, dim_stride_, cols});
     }
-    multiply(rows, p_strips_.data(), group_, destination(dv, a_.kv_heads, kv_head, row, 1.f));
-    multiply(rows, ds_strips_.data(), group_, destination(dk, a_.kv_heads, kv_head, row, a_.scale));
+    return rows;
+  }
+
+  // The gradients of a parent's keys, in blocks of a tile each, as its own queries and its children's come by.
+  void collect(int64_t row, int64_t rows, bool add) {
+    for (int64_t col = 0; col < a_.dim; col += kTileCols) {
+      const int64_t cols = std::min<int64_t>(kTileCols, a_.dim - col);
+      for (auto [strips, sums] : {std::pair{&p_strips_, dv_}, std::pair{&ds_strips_, dk_}}) {
+        tile()(rows, cols, nullptr, 0, strips->data(), group_, add, block(sums, row, col), nullptr);
+        for (Strip& strip : *strips)
+          strip.panel = static_cast<const char*>(strip.panel) + kTileCols * 4;
+      }
+    }
+  }
+
+  // Writes what was collected, of the parent that is packed.
+  void deliver(int64_t kv_head, void* dk, void* dv) const {
+    for (int64_t row = 0; row < prefix_.length; row += kTileRows) {
+      const int64_t rows = std::min<int64_t>(kTileRows, prefix_.length - row);
+      for (int64_t col = 0; col < a_.dim; col += kTileCols) {
+        const int64_t cols = std::min<int64_t>(kTileCols, a_.dim - col);
+        for (auto [sums, out, scale] : {std::tuple{dv_, dv, 1.f}, std::tuple{dk_, dk, a_.scale}}) {
+          Destination to = destination(out, a_.kv_heads, kv_head, prefix_, row, scale);
+          to.data = static_cast<char*>(to.data) + col * size_of(a_.dtype);
+          tile()(rows, cols, nullptr, 0, nullptr, 0, true, block(sums, row, col), &to);
+        }
+      }
+    }
+  }
+
+  float* block(float* sums, int64_t row, int64_t col) const {
+    return sums + (row * panels_of(a_.dim) + kTileRows * (col / kTileCols)) * kTileCols;
   }
 
   // What the softmax of head h needs, from the sample's first row on; and below, the rows of q, k, v or g themselves.
-  float* tops(int64_t h) const { return a_.sums + h * a_.segments.rows + begin_; }
+  float* tops(int64_t h) const { return a_.sums + h * a_.segments.rows + own_->begin; }
   float* shares(int64_t h) const { return tops(a_.heads + h); }
 
-  Rows head(const Heads& heads, int64_t h) const {
-    const int64_t first = begin_ * heads.row_stride + h * heads.head_stride;
+  Rows head(const Heads& heads, int64_t h, const Keys& of) const {
+    const int64_t first = of.begin * heads.row_stride + h * heads.head_stride;
     return {static_cast<const char*>(heads.data) + first * size_of(a_.dtype), heads.row_stride, a_.dim};
   }
 
-  void pack(const Rows& rows, char* to) const {
-    kernels_.pack(low_, {rows.data, a_.dtype, rows.stride, 1}, length_, a_.dim, to, dim_stride_);
+  void pack(const Rows& rows, int64_t length, char* to) const {
+    kernels_.pack(low_, {rows.data, a_.dtype, rows.stride, 1}, length, a_.dim, to, dim_stride_);
   }
 
-  void pack_turned(const Rows& rows, char* to) const {
-    kernels_.pack(low_, {rows.data, a_.dtype, 1, rows.stride}, a_.dim, length_, to, length_stride_);
+  void pack_turned(const Rows& rows, int64_t length, char* to) const {
+    kernels_.pack(low_, {rows.data, a_.dtype, 1, rows.stride}, a_.dim, length, to, padded(length));
   }
 
   void convert(const Rows& from, int64_t row, int64_t rows, char* to) const {
@@ -180,27 +254,45 @@ class AttentionWorker {
   }
 
   // Row m of P or dS.
-  char* line(char* rows, int64_t m) const { return rows + m * length_stride_ * size_of(row_dtype_); }
+  char* line(char* rows, int64_t m) const { return rows + m * keys_stride_ * size_of(row_dtype_); }
 
-  // to [rows x length_stride_] = scale · rows · turned, `cols` columns.
-  void product(int64_t rows, int64_t cols, const char* left, const char* turned, float* to, float scale) const {
-    const Strip strip{left, dim_stride_, turned, length_stride_, a_.dim};
-    const Destination destination{to, length_stride_, true, scale, nullptr};
+  // The columns of P and dS that are multiplied, for queries that see `end` keys of their own. Where the parent has an
+  // odd number of keys, these begin in the middle of a pair of columns, and their last pair may end in one more column,
+  // which must be zero.
+  int64_t width(int64_t end) const { return before_ + end + before_ % 2; }
+
+  // to [rows x keys_stride_] = scale · left · (the parent's keys, then the sample's own up to `end`)ᵀ.
+  void scores(int64_t rows, int64_t end, const char* left, Panels Keys::* factor, float* to, float scale) const {
+    if (before_ > 0) product(rows, before_, left, (prefix_.*factor).turned, padded(before_), to, scale);
+    product(rows, end, left, (own_->*factor).turned, padded(own_->length), to + before_, scale);
+  }
+
+  // to = P or dS · (the parent's rows, then the sample's own up to `end`).
+  void weigh(int64_t rows, int64_t end, const char* p, Panels Keys::* factor, const Destination& to) const {
+    const char* own = p + before_ * size_of(row_dtype_);
+    const Strip strips[] = {{p, keys_stride_, (prefix_.*factor).plain, dim_stride_, before_},
+                            {own, keys_stride_, (own_->*factor).plain, dim_stride_, end}};
+    run_tile(rows, a_.dim, before_ > 0 ? strips : strips + 1, before_ > 0 ? 2 : 1, to);
+  }
+
+  // to [rows x keys_stride_] = scale · left · turned, `cols` columns.
+  void product(int64_t rows, int64_t cols, const char* left, const char* turned, int64_t stride, float* to,
+               float scale) const {
+    const Strip strip{left, dim_stride_, turned, stride, a_.dim};
+    const Destination destination{to, keys_stride_, true, scale, nullptr};
     run_tile(rows, cols, &strip, 1, destination);
   }
 
-  void multiply(int64_t rows, const Strip* strips, int count, const Destination& to) const {
-    run_tile(rows, a_.dim, strips, count, to);
-  }
+  TileFn tile() const { return kernels_.tile[static_cast<int>(a_.dtype)]; }
 
   void run_tile(int64_t rows, int64_t cols, const Strip* strips, int count, const Destination& to) const {
     // With a destination the tile itself, here s_, is neither read nor written.
-    kernels_.tile[static_cast<int>(a_.dtype)](rows, cols, nullptr, 0, strips, count, false, s_, &to);
+    tile()(rows, cols, nullptr, 0, strips, count, false, s_, &to);
   }
 
-  // Rows from `row` of the sample on, of one of `heads` heads.
-  Destination destination(void* out, int64_t heads, int64_t h, int64_t row, float scale) const {
-    const int64_t first = ((begin_ + row) * heads + h) * a_.dim;
+  // Rows from `row` of a sample on, of one of `heads` heads.
+  Destination destination(void* out, int64_t heads, int64_t h, const Keys& of, int64_t row, float scale) const {
+    const int64_t first = ((of.begin + row) * heads + h) * a_.dim;
     return {static_cast<char*>(out) + first * size_of(a_.dtype), heads * a_.dim, false, scale, nullptr};
   }
 
@@ -208,11 +300,13 @@ class AttentionWorker {
   const Kernels& kernels_;
   const Panel low_;
   const Dtype row_dtype_;
-  const int64_t group_, length_stride_, dim_stride_;
-  int64_t begin_ = 0, length_ = 0;
-  Panels k_, v_;
+  const int64_t group_, keys_stride_, dim_stride_;
+  Keys alone_, prefix_;
+  // The sample in work, one of these two, and how many keys of its parent come before its own.
+  Keys* own_ = nullptr;
+  int64_t before_ = 0;
   char *q_rows_, *g_rows_;
-  float *s_, *dp_;
+  float *s_, *dp_, *dk_, *dv_;
   std::vector<char*> p_, ds_;
   // One for each head of the group: a number for every query, and room past the end, where there is none.
   std::vector<float*> top_, share_, delta_;
@@ -220,27 +314,25 @@ class AttentionWorker {
   std::vector<Strip> p_strips_, ds_strips_;
 };
 
-// Calls work(worker, sample, kv_head) for all pairs, shared out so that all threads have the same work.
+// Calls work(worker, range, kv_head) for all samples, one by one or by families, shared out so that all threads
+// have the same work.
 template <class Work>
-void for_pairs(const Attention& attention, const Kernels& kernels, bool backward, const Work& work) {
-  const Segments& segments = attention.segments;
-  const auto length = [&](int64_t sample) { return segments.end(sample) - segments.begin(sample); };
-  const auto cost = [&](int64_t sample) { return length(sample) * (length(sample) + kPackingCost); };
-  int64_t longest = 0, total = 0;
-  for (int64_t sample = 0; sample < segments.batch; ++sample) {
-    longest = std::max(longest, length(sample));
-    total += attention.kv_heads * cost(sample);
-  }
+void for_members(const Attention& attention, const Kernels& kernels, bool backward, const Work& work) {
+  const Families families(attention.segments, attention.parents);
+  const int64_t units = backward ? families.count() : families.members.size();
+  const auto members = [&](int64_t unit) { return backward ? families.family(unit) : families.member(unit); };
   const int64_t shares = at::get_num_threads();
   at::parallel_for(0, shares, 1, [&](int64_t first, int64_t last) {
-    AttentionWorker worker(attention, kernels, longest, backward);
+    AttentionWorker worker(attention, kernels, families.longest, backward);
     int64_t done = 0;
     for (int64_t kv_head = 0; kv_head < attention.kv_heads; ++kv_head) {
-      for (int64_t sample = 0; sample < segments.batch; ++sample) {
-        if (length(sample) == 0) continue;
-        const double share = double(done) / total * shares;
-        if (share >= first && share < last) work(worker, sample, kv_head);
-        done += cost(sample);
+      for (int64_t unit = 0; unit < units; ++unit) {
+        const Families::Range range = members(unit);
+        const int64_t cost = Families::cost(range);
+        if (cost == 0) continue;
+        const double share = double(done) / (attention.kv_heads * families.total_cost) * shares;
+        if (share >= first && share < last) work(worker, range, kv_head);
+        done += cost;
       }
     }
   });
@@ -249,14 +341,17 @@ void for_pairs(const Attention& attention, const Kernels& kernels, bool backward
 }  // namespace
 
 void run_forward(const Attention& attention, void* out, const Kernels& kernels) {
-  for_pairs(attention, kernels, false,
-            [&](AttentionWorker& worker, int64_t sample, int64_t kv_head) { worker.forward(sample, kv_head, out); });
+  for_members(attention, kernels, false,
+              [&](AttentionWorker& worker, const Families::Range& range, int64_t kv_head) {
+                worker.forward(*range.first, kv_head, out);
+              });
 }
 
 void run_backward(const Attention& attention, const Heads& g, void* dq, void* dk, void* dv, const Kernels& kernels) {
-  for_pairs(attention, kernels, true, [&](AttentionWorker& worker, int64_t sample, int64_t kv_head) {
-    worker.backward(sample, kv_head, g, dq, dk, dv);
-  });
+  for_members(attention, kernels, true,
+              [&](AttentionWorker& worker, const Families::Range& range, int64_t kv_head) {
+                worker.backward(range, kv_head, g, dq, dk, dv);
+              });
 }
 
 }  // namespace cora::cpu

@@ -3,7 +3,8 @@
 //     S = scale · q·kᵀ, keys up to the query's own position      P = softmax(S)      out = P·v
 //     backward: dP = g·vᵀ   dS = P ∘ (dP − rowsum(P ∘ dP))   dq = scale · dS·k   dk = scale · dSᵀ·q   dv = Pᵀ·g
 //
-// S and P exist eight rows at a time; the backward computes them anew, once by queries and once by keys.
+// A sample with a parent reads all of that one's keys and values before its own. S and P exist eight rows at a time; the
+// backward computes them anew, once by queries and once by keys.
 #pragma once
 
 #include "kernels.h"
@@ -19,6 +20,8 @@ struct Heads {
 
 struct Attention {
   Segments segments;
+  // [B]: the sample whose keys each sample reads before its own, -1 for none. A parent has none. Null: no sample has.
+  const int32_t* parents;
   Dtype dtype;
   // Queries have `heads`; each kv_head serves heads / kv_heads of them in a row.
   int64_t heads, kv_heads, dim;

@@ -210,8 +210,26 @@ Heads heads_of(const char* name, const Tensor& t, int64_t rows, int64_t heads, i
   return {t.const_data_ptr(), t.stride(0), t.stride(1)};
 }
 
+// The parent of each sample, or null; no child is one.
+const int32_t* parents_of(const OptionalTensor& parents, int64_t batch) {
+  if (!parents) return nullptr;
+  TORCH_CHECK(parents->dim() == 1 && parents->size(0) == batch && parents->is_contiguous(),
+              "parents must be contiguous [", batch, "], got ", parents->sizes());
+  check_dtype("parents", *parents, at::kInt);
+  const int32_t* values = parents->const_data_ptr<int32_t>();
+  for (int64_t i = 0; i < batch; ++i) {
+    const int32_t parent = values[i];
+    TORCH_CHECK_VALUE(parent >= -1 && parent < batch, "parents must be -1 or one of the ", batch,
+                      " samples, got parents[", i, "] = ", parent);
+    TORCH_CHECK_VALUE(parent != i, "parents must name other samples, got parents[", i, "] = ", parent);
+    TORCH_CHECK_VALUE(parent == -1 || values[parent] == -1, "parents must have no parents themselves, got parents[", i,
+                      "] = ", parent, " and parents[", parent, "] = ", values[parent]);
+  }
+  return values;
+}
+
 Attention attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sums, const Tensor& cu_seqlens,
-                       double scale) {
+                       const OptionalTensor& parents, double scale) {
   const int64_t rows = q.size(0), heads = q.size(1), dim = q.size(2), kv_heads = k.size(1);
   TORCH_CHECK(kv_heads > 0 && heads % kv_heads == 0, "the heads of q, ", heads, ", must be a multiple of k's, ",
               kv_heads);
@@ -221,6 +239,7 @@ Attention attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const 
   TORCH_CHECK(sums.is_contiguous() && sums.numel() == 2 * heads * rows, "sums must be contiguous [2, ", heads, ", ",
               rows, "], got ", sums.sizes());
   return {segments_of(cu_seqlens, cu_seqlens.size(0) - 1, rows),
+          parents_of(parents, cu_seqlens.size(0) - 1),
           dtype_of(q),
           heads,
           kv_heads,
@@ -235,21 +254,22 @@ Attention attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const 
 }  // namespace
 
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
-                                     double scale) {
+                                     const OptionalTensor& parents, double scale) {
   const Tensor sums = at::empty({2, q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
   const Tensor out = at::empty(q.sizes(), q.options());
-  run_forward(attention_of(q, k, v, sums, cu_seqlens, scale), out.mutable_data_ptr(), kernels());
+  run_forward(attention_of(q, k, v, sums, cu_seqlens, parents, scale), out.mutable_data_ptr(), kernels());
   return {out, sums};
 }
 
 std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& g, const Tensor& q, const Tensor& k,
                                                       const Tensor& v, const Tensor& sums, const Tensor& cu_seqlens,
-                                                      double scale) {
+                                                      const OptionalTensor& parents, double scale) {
   check_dtype("grad", g, q.scalar_type());
   const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options()),
                dv = at::empty(v.sizes(), v.options());
-  run_backward(attention_of(q, k, v, sums, cu_seqlens, scale), heads_of("grad", g, q.size(0), q.size(1), q.size(2)),
-               dq.mutable_data_ptr(), dk.mutable_data_ptr(), dv.mutable_data_ptr(), kernels());
+  run_backward(attention_of(q, k, v, sums, cu_seqlens, parents, scale),
+               heads_of("grad", g, q.size(0), q.size(1), q.size(2)), dq.mutable_data_ptr(), dk.mutable_data_ptr(),
+               dv.mutable_data_ptr(), kernels());
   return {dq, dk, dv};
 }
 

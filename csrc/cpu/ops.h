@@ -31,12 +31,12 @@ at::Tensor outer(const at::Tensor& u, const at::Tensor& v, const OptionalTensor&
 
 // out, and of each row of scores the largest and one over the sum of exponentials, fp32 [2, heads, M].
 std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                             const at::Tensor& cu_seqlens, double scale);
+                                             const at::Tensor& cu_seqlens, const OptionalTensor& parents, double scale);
 
 // dq, dk, dv.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(const at::Tensor& g, const at::Tensor& q,
                                                                   const at::Tensor& k, const at::Tensor& v,
                                                                   const at::Tensor& sums, const at::Tensor& cu_seqlens,
-                                                                  double scale);
+                                                                  const OptionalTensor& parents, double scale);
 
 }  // namespace cora::cpu

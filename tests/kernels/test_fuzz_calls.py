@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -316,11 +317,13 @@ def test_something_odd(drawn: Call, argument: str, odd: str, j: int) -> None:
 
 
 @st.composite
-def attentions(draw: st.DrawFn) -> tuple[list[Tensor], Tensor, Any, tuple[str | None, str | None], str]:
+def attentions(
+    draw: st.DrawFn,
+) -> tuple[list[Tensor], Tensor, Tensor | None, Any, tuple[str | None, str | None], str]:
     server = draw(st.sampled_from(SERVERS))
     dtype = draw(st.sampled_from((*FLOATS, torch.float64)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    lengths = draw(st.lists(st.integers(0, 9), max_size=4))
+    lengths = draw(st.lists(st.integers(0, 17), max_size=5))
     kv_heads, per_head, dim = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(SIZES)
     layouts = st.sampled_from(tuple(LAYOUTS))
 
@@ -328,28 +331,36 @@ def attentions(draw: st.DrawFn) -> tuple[list[Tensor], Tensor, Any, tuple[str | 
         values = torch.randint(-2, 3, (sum(lengths), heads, dim), generator=generator).to(dtype) / 2
         return LAYOUTS[draw(layouts)](values).detach().requires_grad_(draw(st.booleans()))
 
-    boundaries = LAYOUTS[draw(st.sampled_from(("contiguous", "steps", "offset", "negative")))](
-        torch.tensor([0, *lengths]).cumsum(0).int()
-    )
+    def integers(values: Tensor) -> Tensor:
+        return LAYOUTS[draw(st.sampled_from(("contiguous", "steps", "offset", "negative")))](values.int())
+
+    boundaries, parents = integers(torch.tensor([0, *lengths]).cumsum(0)), None
+    if draw(st.booleans()):
+        alone = [i for i in range(len(lengths)) if draw(st.booleans())]
+        parents = [-1 if i in alone else draw(st.sampled_from([-1, *alone])) for i in range(len(lengths))]
+        parents = integers(torch.tensor(parents))
     scale = draw(st.sampled_from([None, 0.5, 1, np.float32(0.25), Fraction(1, 4)]))
-    return [tensor(kv_heads * per_head), tensor(kv_heads), tensor(kv_heads)], boundaries, scale, server, draw(layouts)
+    qkv = [tensor(kv_heads * per_head), tensor(kv_heads), tensor(kv_heads)]
+    return qkv, boundaries, parents, scale, server, draw(layouts)
 
 
-def _attended(q: Tensor, k: Tensor, v: Tensor, boundaries: list[int], scale: float) -> Tensor:
+def _attended(q: Tensor, k: Tensor, v: Tensor, boundaries: list[int], parents: list[int], scale: float) -> Tensor:
     """The formula, a sample after the other."""
-    outs = [q[:0]]
-    for start, stop in zip(boundaries, boundaries[1:], strict=False):
-        of_head = [t[start:stop].transpose(0, 1) for t in (q, k, v)]
-        keys, values = (t.repeat_interleave(q.shape[1] // k.shape[1], 0) for t in of_head[1:])
-        future = torch.ones(stop - start, stop - start, dtype=torch.bool).triu(1)
-        scores = (of_head[0] @ keys.transpose(1, 2) * scale).masked_fill(future, -math.inf)
+    outs, per_head = [q[:0]], q.shape[1] // k.shape[1]
+    samples = [list(range(*one)) for one in pairwise(boundaries)]
+    for own, parent in zip(samples, parents, strict=True):
+        before = samples[parent] if parent >= 0 else []
+        keys, values = (t[before + own].transpose(0, 1).repeat_interleave(per_head, 0) for t in (k, v))
+        future = torch.ones(len(own), len(before) + len(own), dtype=torch.bool).triu(1 + len(before))
+        scores = (q[own].transpose(0, 1) @ keys.transpose(1, 2) * scale).masked_fill(future, -math.inf)
         outs.append((scores.softmax(-1) @ values).transpose(0, 1))
     return torch.cat(outs)
 
 
 @given(attentions())
 def test_packed_attention(drawn: tuple) -> None:
-    leaves, boundaries, scale, server, layout = drawn
+    leaves, boundaries, parents, scale, server, layout = drawn
+    of_samples = [-1] * (len(boundaries) - 1) if parents is None else parents.tolist()
 
     def results(op: Callable[..., Tensor], qkv: list[Tensor]) -> dict[str, Tensor]:
         out, wanted = op(*qkv), [t for t in qkv if t.requires_grad]
@@ -357,13 +368,14 @@ def test_packed_attention(drawn: tuple) -> None:
         return {"o": out.detach()} | {f"d{i}": gradient for i, gradient in enumerate(found)}
 
     def formula(*qkv: Tensor) -> Tensor:
-        return _attended(*qkv, boundaries.tolist(), qkv[0].shape[2] ** -0.5 if scale is None else float(scale))
+        factor = qkv[0].shape[2] ** -0.5 if scale is None else float(scale)
+        return _attended(*qkv, boundaries.tolist(), of_samples, factor)
 
     def copied(dtype: torch.dtype) -> list[Tensor]:
         return [t.detach().clone().as_subclass(Tensor).to(dtype).requires_grad_(t.requires_grad) for t in leaves]
 
     with served_by(server):
-        got = results(lambda *qkv: packed_attention(*qkv, boundaries, scale=scale), leaves)
+        got = results(lambda *qkv: packed_attention(*qkv, boundaries, parents=parents, scale=scale), leaves)
     exact, usual = results(formula, copied(torch.float64)), results(formula, copied(leaves[0].dtype))
     dtype = leaves[0].dtype
     for name, value in got.items():
