@@ -14,7 +14,8 @@ from cora.llm.deltas import Delta
 
 @dataclass(frozen=True)
 class Call:
-    """deltas: those of the linears that have one, by name. cu_seqlens: where samples lie, if they may come packed.
+    """deltas: those of the linears that have one, by name. cu_seqlens: where samples lie, if they may come packed, or
+    `within` the rows of a padded batch, whose tokens [B · T] it counts.
 
     answers: [B], the row of the hidden states, as [B · T, h], that each sample's answer follows; None for all rows.
     readout: [n, h], what the answers are read by, in place of the head's own rows; None for those.
@@ -23,6 +24,7 @@ class Call:
 
     deltas: Mapping[str, Delta]
     cu_seqlens: Tensor | None = None
+    within: bool = False
     answers: Tensor | None = None
     readout: Tensor | None = None
     backward: int = -1

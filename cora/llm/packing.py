@@ -54,11 +54,17 @@ class Packing:
             self._replaced = False
 
 
-def packed_arguments(position_ids: Tensor, cu_seqlens: Tensor) -> dict[str, Any]:
-    """What a packed forward is given besides its tokens."""
+def packed_arguments(position_ids: Tensor, cu_seqlens: Tensor, parents: Tensor | None) -> dict[str, Any]:
+    """What a packed forward is given besides its tokens. parents: as for packed_attention."""
     # A mask of four dimensions is taken as it is: so none is made, and the attention here does not read it.
     no_mask = torch.empty(1, 1, 1, 1)
-    return {"position_ids": position_ids, "attention_mask": no_mask, "cu_seq_lens_q": cu_seqlens}
+    # The attention gets the last two by these names, which no model reads.
+    return {
+        "position_ids": position_ids,
+        "attention_mask": no_mask,
+        "cu_seq_lens_q": cu_seqlens,
+        "cora_parents": parents,
+    }
 
 
 def _attention(
@@ -70,9 +76,10 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     cu_seq_lens_q: Tensor | None = None,
+    cora_parents: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # [1, heads, M, D] -> [M, heads, D]
-    return packed_attention(q, k, v, cu_seq_lens_q, scale=scaling)[None], None
+    return packed_attention(q, k, v, cu_seq_lens_q, parents=cora_parents, scale=scaling)[None], None

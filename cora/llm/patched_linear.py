@@ -34,7 +34,8 @@ class _Kept:
 class LoRALinear(nn.Module):
     """y = x·Wᵀ + bias + scaling·(x·A)·B, with W and the bias of a frozen linear and the Delta of the running call.
 
-    x [B, T, K] -> y [B, T, N]; where the deltas were set with `cu_seqlens`, packed [1, M, K] -> [1, M, N] as well.
+    x [B, T, K] -> y [B, T, N]; where the deltas were set with `cu_seqlens`, packed [1, M, K] -> [1, M, N] as well. Of a
+    Call whose samples lie within the rows of a batch, several a row, x is [B, T, K] too, B not their number.
     base: an nn.Linear or, `transposed`, one that stores W as [K, N] (GPT-2's Conv1D). Weight and bias are here by the
     names that they had there, so that a state dict, an optimizer or sharding sees the base model. Where the call has no
     delta for it the output is that of `base`, for x of any shape. Forward hooks are those of `base`, before, during and
@@ -138,16 +139,20 @@ class LoRALinear(nn.Module):
         cu_seqlens = boundaries(call, x)
         if cu_seqlens is None:
             return lora_linear(x, *operands, scaling=scaling)
-        return lora_linear(x[0], *operands, scaling=scaling, cu_seqlens=cu_seqlens)[None]
+        rows = lora_linear(x.flatten(0, 1), *operands, scaling=scaling, cu_seqlens=cu_seqlens)
+        return rows.unflatten(0, x.shape[:2])
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}"
 
 
 def boundaries(call: Call, x: Tensor) -> Tensor | None:
-    """cu_seqlens, if the samples of x are packed: a row of them all, where there are several."""
+    """cu_seqlens, if the samples of x are not its rows: one row of them all, where there are several, or rows of
+    several."""
     cu_seqlens = call.cu_seqlens
-    return cu_seqlens if cu_seqlens is not None and x.shape[0] == 1 and len(cu_seqlens) != 2 else None
+    if cu_seqlens is None or call.within:
+        return cu_seqlens
+    return cu_seqlens if x.shape[0] == 1 and len(cu_seqlens) != 2 else None
 
 
 class _Held(NamedTuple):
@@ -222,7 +227,7 @@ def _outputs(layers: list[LoRALinear], x: Tensor, call: Call) -> dict[str, Tenso
     lora_as = [delta.lora_a for delta in deltas]
     cu_seqlens = boundaries(call, x)
     ys = lora_linear_group(
-        x if cu_seqlens is None else x[0],
+        x if cu_seqlens is None else x.flatten(0, 1),
         [layer.frozen_weight for layer in layers],
         lora_as[0] if all(a is lora_as[0] for a in lora_as) else lora_as,
         [delta.lora_b for delta in deltas],
@@ -230,7 +235,9 @@ def _outputs(layers: list[LoRALinear], x: Tensor, call: Call) -> dict[str, Tenso
         scaling=deltas[0].scaling,
         cu_seqlens=cu_seqlens,
     )
-    return {layer.name: y if cu_seqlens is None else y[None] for layer, y in zip(layers, ys, strict=True)}
+    if cu_seqlens is not None:
+        ys = tuple(y.unflatten(0, x.shape[:2]) for y in ys)
+    return {layer.name: y for layer, y in zip(layers, ys, strict=True)}
 
 
 def _holds(held: _Held, x: Tensor, call: Call) -> bool:

@@ -1,6 +1,6 @@
 """Scorer: a frozen, patched causal LM that answers prompts, whatever their deltas come from."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from cora.llm.batches import Prompts
+from cora.llm.batches import Prompts, families_of, token_batches
 from cora.llm.deltas import Delta
 from cora.llm.head import AnswerHead
 from cora.llm.packing import Packing, packed_arguments
@@ -56,10 +56,25 @@ class Scorer:
         """The width of the hidden states that answers are read from."""
         return int(cast(Tensor, self.base.get_submodule(self._head_name).weight).shape[1])
 
-    def prompts(self, input_ids: Tensor, attention_mask: Tensor) -> Prompts:
-        """The prompts of a padded batch [B, T] in the form that is faster here: packed, or padded on the right."""
-        kind = Prompts.packed if self._packing.serves(attention_mask) else Prompts.padded
-        return kind(input_ids, attention_mask)
+    def prompts(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        prefix_lengths: Tensor | None = None,
+        owners: Sequence[Hashable] | None = None,
+    ) -> Prompts:
+        """The prompts of a padded batch [B, T] in the form that is faster here: packed, or padded on the right.
+
+        prefix_lengths: int64 [B], of prompts that are split, how many of their tokens come first; owners [B]: whose
+        these are. Prompts of one owner that begin with the same tokens hold them once, where they can be packed.
+        """
+        packs = self._packing.serves(attention_mask)
+        if prefix_lengths is None:
+            return (Prompts.packed if packs else Prompts.padded)(input_ids, attention_mask)
+        if not packs:
+            return Prompts.padded_in_two(input_ids, attention_mask, prefix_lengths)
+        families = families_of(input_ids, attention_mask, prefix_lengths, owners)
+        return Prompts.packed_in_families(input_ids, attention_mask, prefix_lengths, families)
 
     def answer(self, prompts: Prompts, deltas: Deltas | None, readout: Tensor | None = None) -> Tensor:
         """The score of every prompt [B] fp32 with these deltas, one sample each; None for the base model's own.
@@ -69,7 +84,8 @@ class Scorer:
         call = self.patch.call(deltas, None if deltas is None else prompts.cu_seqlens)
         packed = {}
         if prompts.position_ids is not None and prompts.cu_seqlens is not None:
-            packed = packed_arguments(prompts.position_ids, prompts.cu_seqlens)
+            packed = packed_arguments(prompts.position_ids, prompts.cu_seqlens, prompts.parents)
+        call = replace(call, within=call.cu_seqlens is not None and not packed)
         rows = None if readout is None else readout[None]
         self.patch.calls.set(replace(call, answers=prompts.last, readout=rows))
         try:
@@ -83,21 +99,38 @@ class Scorer:
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        deltas: Callable[[list[int]], Deltas | None],
+        deltas: Callable[[list[int], Prompts], Deltas | None],
         batch_size: int,
         readout: Tensor | None = None,
+        prefix_lengths: Tensor | None = None,
+        owners: Sequence[Hashable] | None = None,
     ) -> Tensor:
-        """The scores of any number of prompts [N] fp32, in batches of prompts of similar length, each as wide as its
-        longest prompt. deltas: from the rows of a batch, what adapts them. readout: as in `answer`."""
+        """The scores of any number of prompts [N] fp32, in batches, each as wide as its longest prompt. deltas: from
+        the rows of a batch and its prompts, what adapts them. readout: as in `answer`; prefix_lengths, owners: as in
+        `prompts`.
+
+        Batches are of prompts of similar length or, where these are split, of prompts that begin alike, as many tokens
+        as batch_size prompts of the mean length have.
+        """
         scores = torch.empty(len(input_ids), dtype=torch.float32, device=input_ids.device)
-        by_length = attention_mask.sum(1).argsort(stable=True).tolist()
-        with tqdm(total=len(by_length), desc="scores", delay=2) as bar:
-            for start in range(0, len(by_length), batch_size):
-                rows = by_length[start : start + batch_size]
+        lengths = attention_mask.sum(1)
+        if prefix_lengths is None:
+            by_length = lengths.argsort(stable=True).tolist()
+            batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
+        else:
+            families = families_of(input_ids, attention_mask, prefix_lengths, owners)
+            families.sort(key=lambda family: int(lengths[family[0]]))
+            most = batch_size * -(-int(lengths.sum()) // max(1, len(lengths)))
+            batches = token_batches(families, prefix_lengths.tolist(), lengths.tolist(), most)
+        with tqdm(total=len(lengths), desc="scores", delay=2) as bar:
+            for rows in batches:
                 used = attention_mask[rows].any(0).nonzero()
                 columns = slice(int(used[0]), int(used[-1]) + 1)
-                prompts = self.prompts(input_ids[rows, columns], attention_mask[rows, columns])
-                scores[rows] = self.answer(prompts, deltas(rows), readout)
+                split = (
+                    () if prefix_lengths is None else (prefix_lengths[rows], owners and [owners[row] for row in rows])
+                )
+                prompts = self.prompts(input_ids[rows, columns], attention_mask[rows, columns], *split)
+                scores[rows] = self.answer(prompts, deltas(rows, prompts), readout)
                 bar.update(len(rows))
         return scores
 

@@ -68,6 +68,11 @@ class MethodConfig:
         PromptTemplate(self.prompt, self.no_history)
 
     @property
+    def splits_prompts(self) -> bool:
+        """Whether the beginning of a prompt, up to the title asked about, has deltas of the user alone."""
+        return False
+
+    @property
     def scaling(self) -> float:
         return (2 * self.r if self.alpha is None else self.alpha) / self.r
 

@@ -51,13 +51,17 @@ class PairModel(MethodModel):
         return self.embeddings.score(samples.user_ids, samples.item_ids, samples.user_vectors)
 
     def pair(self, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
-        """e_u [B, d], e_i [B, d] and affinity [B] as `Pairs` gives them; in training some users taken for unknown."""
+        """e_u [B, d], e_i [B, d] and affinity [B] as `Pairs` gives them, of samples without an item those of the mean
+        item; in training some users taken for unknown."""
         user_vectors = samples.user_vectors
         users = self.embeddings.lookup_users(samples.user_ids) if user_vectors is None else user_vectors.clone()
         if self.training and self.config.user_dropout > 0:
             unknown = len(self.embeddings.users) if user_vectors is None else self.pairs.user_mean.to(users)
-            users[torch.rand(len(users)) < self.config.user_dropout] = unknown
-        pair: tuple[Tensor, Tensor, Tensor] = self.pairs(users, self.embeddings.lookup_items(samples.item_ids))
+            users[_drawn(samples) < self.config.user_dropout] = unknown
+        items = self.embeddings.lookup_items(samples.item_ids)
+        if samples.without_item is not None:
+            items[samples.without_item] = len(self.embeddings.items)
+        pair: tuple[Tensor, Tensor, Tensor] = self.pairs(users, items)
         return pair
 
     @classmethod
@@ -70,3 +74,12 @@ class PairModel(MethodModel):
     @classmethod
     def _built(cls, base_model: PreTrainedModel, config: Any, folder: Path) -> "Self":
         return cls(base_model, config, CollaborativeEmbeddings.load(folder / _EMBEDDINGS))
+
+
+def _drawn(samples: Samples) -> Tensor:
+    """A number for each sample, uniform in [0, 1): one for all of a user where prompts are several samples."""
+    if samples.without_item is None:
+        return torch.rand(len(samples.user_ids))
+    of: dict[Any, int] = {}
+    rows = [of.setdefault(owner, len(of)) for owner in samples.owners()]
+    return torch.rand(len(of))[rows]

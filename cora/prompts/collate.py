@@ -13,7 +13,7 @@ class PromptCollator:
     """Items of a `PromptDataset` → one batch, padded to its longest prompt.
 
     input_ids, attention_mask: int64 [B, T]; user_ids, item_ids: int64 [B], or lists of str; labels: float32 [B];
-    user_vectors [B, d] where the items have them.
+    user_vectors [B, d] and prefix_lengths int64 [B] where the items have them.
     A tokenizer without a pad token pads with its end-of-text token: padding is told by the mask alone.
     Raises ValueError for another padding_side than "left" or "right", and for a tokenizer with neither token.
     """
@@ -45,6 +45,8 @@ class PromptCollator:
         }
         if "user_vector" in rows[0]:
             batch["user_vectors"] = torch.stack([row["user_vector"] for row in rows])
+        if "prefix_length" in rows[0]:
+            batch["prefix_lengths"] = torch.tensor([row["prefix_length"] for row in rows])
         return batch
 
 

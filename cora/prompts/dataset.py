@@ -21,12 +21,13 @@ _CHUNK = 1000
 
 class PromptDataset(Dataset[dict[str, Any]]):
     """The prompts of a frame, tokenised: item i is row i, {input_ids: list of int, user_id, item_id, label, length}
-    and, where user_vectors [rows, d] are given, user_vector [d].
+    and, where user_vectors [rows, d] are given, user_vector [d]; where prompts are split, prefix_length.
 
     frame: user_id, item_id, label, history (from `add_histories`); titles: item_id → title.
     Tokens are those of `PromptEncoder`: a prompt longer than `max_length` loses its oldest titles and, if that is not
     enough, the end of the title asked about; how many did is warned of, in one line. Tokenised at once, in batches,
-    and kept as int32.
+    and kept as int32. split: whether the text up to the title asked about is tokenised on its own, so that prompts of
+    one history begin with the same prefix_length tokens.
 
     Raises ValueError for a missing column, no rows, an item without title, and a max_length below the bare template's.
     """
@@ -39,6 +40,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         template: PromptTemplate | None = None,
         max_length: int = 512,
         user_vectors: Tensor | None = None,
+        split: bool = False,
     ) -> None:
         missing = [column for column in ("user_id", "item_id", "label", "history") if column not in frame]
         if missing:
@@ -57,8 +59,10 @@ class PromptDataset(Dataset[dict[str, Any]]):
         if untitled:
             raise ValueError(f"titles: {len(untitled)} items of the frame have no title, for example {untitled[:3]}")
         histories = [[titles[item] for item in history] for history in frame["history"]]
-        encoder = PromptEncoder(tokenizer, self.template, max_length)
-        self._tokens, self._offsets = _tokenise(encoder, histories, [titles[item] for item in self._item_ids])
+        encoder = PromptEncoder(tokenizer, self.template, max_length, split)
+        self._tokens, self._offsets, self.prefix_lengths = _tokenise(
+            encoder, histories, [titles[item] for item in self._item_ids]
+        )
         if encoder.shortened:
             warnings.warn(
                 f"{encoder.shortened} of {len(frame)} prompts were longer than max_length, {max_length} tokens: their "
@@ -78,6 +82,8 @@ class PromptDataset(Dataset[dict[str, Any]]):
             "label": self._labels[index],
             "length": len(tokens),
         }
+        if self.prefix_lengths is not None:
+            row["prefix_length"] = int(self.prefix_lengths[index])
         return row if self._user_vectors is None else row | {"user_vector": self._user_vectors[index]}
 
     @property
@@ -86,14 +92,19 @@ class PromptDataset(Dataset[dict[str, Any]]):
         return np.diff(self._offsets)
 
 
-def _tokenise(encoder: PromptEncoder, histories: list[list[str]], names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """All tokens in one row, and where each prompt starts in it."""
+def _tokenise(
+    encoder: PromptEncoder, histories: list[list[str]], names: list[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """All tokens in one row, where each prompt starts in it, and the tokens of each prefix where prompts are split."""
     chunks: list[np.ndarray] = []
     lengths: list[int] = []
+    prefixes: list[int | None] = []
     with tqdm(total=len(names), desc="prompts", delay=2) as bar:
         for start in range(0, len(names), _CHUNK):
-            ids = encoder(histories[start : start + _CHUNK], names[start : start + _CHUNK])
-            chunks.append(np.concatenate([np.asarray(row, dtype=np.int32) for row in ids]))
-            lengths += [len(row) for row in ids]
-            bar.update(len(ids))
-    return np.concatenate(chunks), np.concatenate([[0], np.cumsum(lengths)])
+            encoded = encoder.encode(histories[start : start + _CHUNK], names[start : start + _CHUNK])
+            chunks.append(np.concatenate([np.asarray(one.tokens, dtype=np.int32) for one in encoded]))
+            lengths += [len(one.tokens) for one in encoded]
+            prefixes += [one.prefix for one in encoded]
+            bar.update(len(encoded))
+    split = None not in prefixes
+    return np.concatenate(chunks), np.concatenate([[0], np.cumsum(lengths)]), np.asarray(prefixes) if split else None

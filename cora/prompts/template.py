@@ -11,6 +11,7 @@ DEFAULT_TEXT = (
 )
 
 
+Piece = tuple[str, bool]
 _BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
@@ -38,7 +39,17 @@ class PromptTemplate:
         """The prompt for titles the user liked, oldest first, and the title asked about, each as `one_line` of it."""
         return "".join(text for text, _ in self.pieces(history, title))
 
-    def pieces(self, history: Sequence[str], title: str) -> list[tuple[str, bool]]:
+    @property
+    def title_at(self) -> int:
+        """Which of the `pieces` is the title asked about."""
+        at = -1
+        for _, field, _, _ in string.Formatter().parse(self.text):
+            at += 1 if field is None else 2
+            if field == "title":
+                break
+        return at
+
+    def pieces(self, history: Sequence[str], title: str) -> list[Piece]:
         """The prompt in its order, and of each piece whether it is made of titles, not of the template."""
         liked = ", ".join([f'"{one_line(name)}"' for name in history])
         values = {"title": f'"{one_line(title)}"', "history": liked or self.no_history}

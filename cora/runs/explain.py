@@ -68,7 +68,9 @@ def explain(run: str | Path, user: str, item: str, neighbours: int = 10) -> Expl
     vectors = prepared.user_vectors(folder.vectors(), row)
     prompt = PromptCollator(prepared.tokenizer)([prepared.prompts(row.assign(history=[history]), vectors)[0]])
     samples = Samples([who], [what], vectors)
-    on, off, layers = _layers(model, prompt["input_ids"], prompt["attention_mask"], samples)
+    on, off, layers = _layers(
+        model, prompt["input_ids"], prompt["attention_mask"], samples, prompt.get("prefix_lengths")
+    )
     others = _neighbours(model, prepared, folder, samples, neighbours)
     return Explanation(titles[what], [titles[one] for one in history], on, off, layers, others)
 
@@ -90,13 +92,13 @@ def picture(found: Explanation, user: str, path: Path) -> None:
 
 
 def _layers(
-    model: MethodModel, input_ids: Tensor, attention_mask: Tensor, samples: Samples
+    model: MethodModel, input_ids: Tensor, attention_mask: Tensor, samples: Samples, prefix_lengths: Tensor | None
 ) -> tuple[float, float, pd.DataFrame]:
     device = model.base.device
-    prompts = model.scorer.prompts(input_ids.to(device), attention_mask.to(device))
+    prompts = model.prompts(input_ids.to(device), attention_mask.to(device), samples, prefix_lengths)
     with torch.no_grad():
         off = model.with_offsets(model.scorer.answer(prompts, None, model.readout), samples)
-        deltas = model.deltas(samples)
+        deltas = model.deltas(samples.of(prompts))
     shares = {layer: torch.ones(1, device=device, requires_grad=True) for layer in map(_layer_of, deltas)}
     scaled = {name: one._replace(scaling=one.scaling * shares[_layer_of(name)]) for name, one in deltas.items()}
     on = model.with_offsets(model.scorer.answer(prompts, scaled, model.readout), samples)

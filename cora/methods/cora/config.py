@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
-from cora.checks import check_choice
+from cora.checks import check_choice, check_flag, check_int
 from cora.generators.options import GENERATORS, check_option, generator_class, option_names, options_of
 from cora.methods.config import PairConfig
 
@@ -14,6 +14,11 @@ class CoRAConfig(PairConfig):
 
     generator          what makes the deltas of the vectors of user and item: "mlp" (small), "qformer" (as published)
                        or "per_layer" (an A of its own for every layer and module)
+    shared_prefix      whether the prompt up to the title asked about is adapted by A(u, mean item), the rest by
+                       A(u, i), so that all prompts of one history share their beginning and its cost; false: all of it
+                       is adapted by A(u, i), as published
+    targets_per_prompt with shared_prefix: rows of one user and day, at most, that share a beginning in training, the
+                       history as of the first of them
     generator_options  the options of the generator by name (see its Options class). Each is also taken as a field:
                        CoRAConfig(generator="qformer", num_queries=2), config.num_queries. Those of a generator that is
                        not the chosen one are checked and kept.
@@ -24,6 +29,8 @@ class CoRAConfig(PairConfig):
     method: ClassVar[str] = "cora"
 
     generator: str = "mlp"
+    shared_prefix: bool = False
+    targets_per_prompt: int = 8
     generator_options: dict[str, Any] = field(default_factory=dict)
 
     def __init__(self, **values: Any) -> None:
@@ -32,6 +39,8 @@ class CoRAConfig(PairConfig):
         for name, default in known.items():
             setattr(self, name, values.get(name, default))
         check_choice("generator", self.generator, tuple(GENERATORS))
+        check_flag("shared_prefix", self.shared_prefix)
+        check_int("targets_per_prompt", self.targets_per_prompt, at_least=1)
         for name, value in given.items():
             if name not in option_names():
                 raise TypeError(f"{name}: neither a field of CoRAConfig nor an option of a generator")
@@ -45,6 +54,10 @@ class CoRAConfig(PairConfig):
             options: dict[str, Any] = self.generator_options
             return options[name] if name in options else options_of(owners[0])[name]
         raise AttributeError(f"CoRAConfig has no field {name!r}")
+
+    @property
+    def splits_prompts(self) -> bool:
+        return self.shared_prefix
 
     @property
     def options(self) -> Any:

@@ -19,7 +19,8 @@ class CoRAModel(PairModel):
 
     The generator makes the deltas of the frozen embeddings as `Pairs` gives them: A(u, i) [B, width, r] of each sample,
     and P [r, out], one zero parameter per linear, so the model starts as the base model. The generator alone is
-    trained.
+    trained. With shared_prefix the beginning of a prompt, up to the title asked about, has the deltas of the user and
+    the mean item.
 
     Dropout: the published layer drops features of x in the low-rank path. Here the rows of A are dropped, [B, width,
     1], once per forward and for each group of linears that share an input: the same as dropping features of x with
