@@ -1,4 +1,4 @@
-"""The command `cora`: train, compare, evaluate, score, explain, info."""
+"""The command `cora`: train, compare, evaluate, score, recommend, explain, info."""
 
 import argparse
 import inspect
@@ -84,6 +84,13 @@ def _score(options: argparse.Namespace) -> None:
         print(f"{place:>3}  {probability:.3f}  {one_line(title)}  (candidate {rank})")
 
 
+def _recommend(options: argparse.Namespace) -> None:
+    from cora.runs.recommend_all import recommend_all
+
+    users = recommend_all(options.run, options.users, options.out, options.top, options.candidates)
+    print(f"recommendations for {users} users in {options.out}")
+
+
 def _explain(options: argparse.Namespace) -> None:
     from cora.runs.explain import as_text, explain, save
 
@@ -159,14 +166,24 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(command=_evaluate)
 
     score = commands.add_parser("score", help="recommend items to one user")
-    score.add_argument("--run", required=True, metavar="FOLDER", help="folder of a finished run")
     score.add_argument("--user", required=True, metavar="ID", help="user id as in the data")
-    score.add_argument("--top", type=int, default=10, metavar="N", help="recommendations printed (default: 10)")
-    score.add_argument(
-        "--candidates", type=int, default=100, metavar="N",
-        help="unseen items that the method ranks: the best by the collaborative vectors (default: 100)",
-    )  # fmt: skip
     score.set_defaults(command=_score)
+    recommend = commands.add_parser(
+        "recommend",
+        help="recommend items to many users, into a table",
+        description="Ranks items for every user of a file and writes a parquet file. The same command again goes on "
+        "where it was stopped.",
+    )
+    recommend.add_argument("--users", required=True, metavar="FILE", help="text file, one user id a line")
+    recommend.add_argument("--out", required=True, metavar="FILE", help="parquet file to write")
+    recommend.set_defaults(command=_recommend)
+    for one in (score, recommend):
+        one.add_argument("--run", required=True, metavar="FOLDER", help="folder of a finished run")
+        one.add_argument("--top", type=int, default=10, metavar="N", help="items for each user (default: 10)")
+        one.add_argument(
+            "--candidates", type=int, default=100, metavar="N",
+            help="unseen items that the method ranks: the best by the collaborative vectors (default: 100)",
+        )  # fmt: skip
 
     explain = commands.add_parser("explain", help="what the delta of a user and an item changes, layer by layer")
     explain.add_argument("--run", required=True, metavar="FOLDER", help="folder of a finished run")

@@ -94,7 +94,9 @@ class Prompts(NamedTuple):
         families: the rows of prompts that begin with the same tokens, `prefix_lengths` of them, and the same deltas.
         """
         lengths, prefixes = attention_mask.sum(1), prefix_lengths.tolist()
-        rows, is_prefix, parents = [], [], []
+        rows: list[int] = []
+        is_prefix: list[bool] = []
+        parents: list[int] = []
         for family in families:
             parents += [-1] + [len(rows)] * len(family)
             rows += [family[0], *family]

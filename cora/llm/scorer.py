@@ -122,7 +122,7 @@ class Scorer:
             families.sort(key=lambda family: int(lengths[family[0]]))
             most = batch_size * -(-int(lengths.sum()) // max(1, len(lengths)))
             batches = token_batches(families, prefix_lengths.tolist(), lengths.tolist(), most)
-        with tqdm(total=len(lengths), desc="scores", delay=2) as bar:
+        with tqdm(total=len(lengths), desc="scores", delay=2, leave=False) as bar:
             for rows in batches:
                 used = attention_mask[rows].any(0).nonzero()
                 columns = slice(int(used[0]), int(used[-1]) + 1)

@@ -73,6 +73,11 @@ class MethodConfig:
         return False
 
     @property
+    def family_size(self) -> int:
+        """How many training rows share the beginning of their prompts at most, where prompts are split."""
+        return 1
+
+    @property
     def scaling(self) -> float:
         return (2 * self.r if self.alpha is None else self.alpha) / self.r
 

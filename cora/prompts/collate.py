@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class PromptCollator:
-    """Items of a `PromptDataset` → one batch, padded to its longest prompt.
+    """Items of a `PromptDataset`, or lists of them, → one batch of them all, padded to its longest prompt.
 
     input_ids, attention_mask: int64 [B, T]; user_ids, item_ids: int64 [B], or lists of str; labels: float32 [B];
     user_vectors [B, d] and prefix_lengths int64 [B] where the items have them.
@@ -27,7 +27,8 @@ class PromptCollator:
         self.pad_token_id = pad
         self.padding_side = padding_side
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, items: Sequence[dict[str, Any] | list[dict[str, Any]]]) -> dict[str, Any]:
+        rows = [row for item in items for row in (item if isinstance(item, list) else [item])]
         longest = max(len(row["input_ids"]) for row in rows)
         input_ids = torch.full((len(rows), longest), self.pad_token_id)
         attention_mask = torch.zeros_like(input_ids)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -23,6 +23,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from cora.methods.model import MethodModel
 from cora.prompts import PromptCollator, PromptDataset
+from cora.runs.families import FamilyBatches, families_of_prompts
 from cora.runs.folder import RunFolder
 from cora.runs.settings import RunConfig
 
@@ -31,7 +32,8 @@ def training_arguments(config: RunConfig, run: RunFolder) -> TrainingArguments:
     """TrainingArguments from the settings; those under `trainer` override the rest."""
     chosen: dict[str, Any] = dict(
         max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
+        # Prompts in families come in batches already, by tokens.
+        per_device_train_batch_size=1 if config.method_config().splits_prompts else config.batch_size,
         per_device_eval_batch_size=2 * config.batch_size,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
@@ -74,16 +76,22 @@ def fit(
     callbacks: list[TrainerCallback] = [EarlyStoppingCallback(config.patience)]
     if config.max_minutes is not None:
         callbacks.append(TimeLimit(60 * config.max_minutes))
+    splits = config.method_config().splits_prompts
+    training: Dataset[Any] = (
+        FamilyBatches(prompts["train"], config, arguments)
+        if splits
+        else _in_batches_of_length(prompts["train"], arguments)
+    )
     trainer = FiniteTrainer(
         model,
         arguments,
         data_collator=PromptCollator(prompts["train"].tokenizer),
-        train_dataset=_in_batches_of_length(prompts["train"], arguments),
-        eval_dataset=Subset(prompts["valid"], prompts["valid"].lengths.argsort(kind="stable").tolist()),
+        train_dataset=training,
+        eval_dataset=Subset(prompts["valid"], _in_order(prompts["valid"])),
         compute_metrics=_valid_auc,
         callbacks=callbacks,
     )
-    print(_announcement(arguments, model, prompts))
+    print(_announcement(arguments, model, prompts, training))
     trainer.train(resume_from_checkpoint=checkpoint)
     model.save_pretrained(run.model)
     history: list[dict[str, Any]] = trainer.state.log_history
@@ -103,6 +111,14 @@ def _in_batches_of_length(prompts: PromptDataset, arguments: TrainingArguments) 
     while len(order) < arguments.max_steps * batch:
         order += get_length_grouped_indices(lengths, batch, generator=generator)
     return Subset(prompts, order[: arguments.max_steps * batch])
+
+
+def _in_order(prompts: PromptDataset) -> list[int]:
+    """The rows from the shortest on, those that begin alike together."""
+    if prompts.prefix_lengths is None:
+        return list(prompts.lengths.argsort(kind="stable").tolist())
+    families = sorted(families_of_prompts(prompts), key=lambda family: prompts.lengths[family[0]])
+    return [row for family in families for row in family]
 
 
 def _valid_auc(prediction: EvalPrediction) -> dict[str, float]:
@@ -141,12 +157,20 @@ class FiniteTrainer(Trainer):
             ) from error
 
 
-def _announcement(arguments: TrainingArguments, model: MethodModel, prompts: dict[str, PromptDataset]) -> str:
+def _announcement(
+    arguments: TrainingArguments,
+    model: MethodModel,
+    prompts: dict[str, PromptDataset],
+    training: Dataset[Any],
+) -> str:
     """How long the training will take at the speed of this machine, by one step that changes nothing."""
     collate = PromptCollator(prompts["train"].tokenizer)
-    middle = prompts["train"].lengths.argsort(kind="stable")
-    start = max(0, (len(middle) - arguments.train_batch_size) // 2)
-    batch = collate([prompts["train"][int(row)] for row in middle[start : start + arguments.train_batch_size]])
+    if isinstance(training, FamilyBatches):
+        batch = collate([training[0]])
+    else:
+        middle = prompts["train"].lengths.argsort(kind="stable")
+        start = max(0, (len(middle) - arguments.train_batch_size) // 2)
+        batch = collate([prompts["train"][int(row)] for row in middle[start : start + arguments.train_batch_size]])
     batch = {name: value.to(model.base.device) if hasattr(value, "to") else value for name, value in batch.items()}
     with torch.random.fork_rng():
         begun = time.monotonic()
@@ -157,7 +181,7 @@ def _announcement(arguments: TrainingArguments, model: MethodModel, prompts: dic
     # A validation row has the forward alone, about a third of what a training row costs.
     rows = validations * len(prompts["valid"]) / 3 / len(batch["labels"])
     minutes = (arguments.max_steps + rows) * step / 60
-    prompts_a_step = arguments.train_batch_size * arguments.gradient_accumulation_steps
+    prompts_a_step = len(batch["labels"]) * arguments.gradient_accumulation_steps
     return (
         f"{arguments.max_steps} steps of {prompts_a_step} prompts and {validations} validations of "
         f"{len(prompts['valid'])}: about {minutes:.1f} minutes on this machine, if nothing ends it early"

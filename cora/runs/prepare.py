@@ -55,7 +55,13 @@ class Prepared:
         """The rows, which have histories, as the language model reads them."""
         settings = self.method_config
         return PromptDataset(
-            rows, self.data.titles, self.tokenizer, settings.template, settings.max_length, user_vectors
+            rows,
+            self.data.titles,
+            self.tokenizer,
+            settings.template,
+            settings.max_length,
+            user_vectors,
+            settings.splits_prompts,
         )
 
 
@@ -68,5 +74,5 @@ def prepare(config: RunConfig) -> Prepared:
     data = load_interactions(config.data, config.positive_rating)
     tokenizer = load_tokenizer(config.model)
     settings = config.method_config().with_answer_ids(tokenizer)
-    PromptEncoder(tokenizer, settings.template, settings.max_length)  # for its checks
+    PromptEncoder(tokenizer, settings.template, settings.max_length, settings.splits_prompts)  # for its checks
     return Prepared(config, data, tokenizer, settings)

@@ -1,5 +1,6 @@
-"""Items recommended to a user by a finished run."""
+"""Items recommended to users by a finished run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,46 +32,88 @@ def recommend(run: str | Path, user: str, top: int = 10, candidates: int = 100) 
     Raises FileNotFoundError unless a finished run is there; ValueError for an id that cannot be one of the data's, for
     top < 1, candidates < top, and a user with no item left.
     """
-    folder = RunFolder.existing(run)
-    if top < 1 or candidates < top:
-        raise ValueError(f"top, candidates: expected 1 <= top <= candidates, got {top} and {candidates}")
-    config = folder.config()
-    prepared = prepare(config)
-    frame, titles = prepared.data.frame, prepared.data.titles
-    chosen = as_id("user", user, frame["user_id"])
-    embeddings = folder.vectors()
-    model = load_model(folder, config)
-    rows = _unseen(frame, chosen)
-    if not (frame["user_id"] == chosen).any():
-        embeddings.lookup_users([chosen])  # which reports it
-    # Of all rows one and the same past, the whole: the vector and the history of the first are those of all.
-    now = rows[:1].assign(timestamp=np.iinfo(np.int64).max)
-    vectors = prepared.user_vectors(embeddings, now)
-    vectors = None if vectors is None else vectors.expand(len(rows), -1)
-    alone = embeddings.score(rows["user_id"].tolist(), rows["item_id"].tolist(), vectors).numpy()
-    best = np.argsort(-alone, kind="stable")[:candidates]
-    rows, vectors = rows.iloc[best], None if vectors is None else vectors[: len(best)]
-    (history,) = liked_before(now, frame, prepared.method_config.max_history)
-    scores = score_prompts(model, prepared.prompts(rows.assign(label=0, history=[history] * len(rows)), vectors))
-    best = np.argsort(-scores, kind="stable")[:top]
-    table = pd.DataFrame(
-        {
-            "item_id": rows["item_id"].to_numpy()[best],
-            "title": [titles[item] for item in rows["item_id"].to_numpy()[best].tolist()],
-            "probability": 0.5 + 0.5 * np.tanh(0.5 * scores[best]),
-            "collaborative_rank": best + 1,
-        }
-    )
-    return Recommendations([titles[item] for item in history], table)
+    recommender = Recommender(run, top, candidates)
+    chosen = as_id("user", user, recommender.frame["user_id"])
+    histories, table = recommender.of([chosen])
+    if table.empty:
+        raise ValueError(f"user: {chosen!r} has a row with every item, none is left to recommend")
+    return Recommendations(histories[0], table.drop(columns=["user_id", "rank"]))
 
 
-def _unseen(frame: pd.DataFrame, user: Any) -> pd.DataFrame:
-    """user_id and item_id of the items that the user has no row with."""
-    seen = set(frame.loc[frame["user_id"] == user, "item_id"].tolist())
-    items = [item for item in sorted(set(frame["item_id"].tolist())) if item not in seen]
-    if not items:
-        raise ValueError(f"user: {user!r} has a row with every item, none is left to recommend")
-    return pd.DataFrame({"user_id": [user] * len(items), "item_id": items})
+class Recommender:
+    """A finished run, loaded, and how many items it ranks and gives. Raises as `recommend` does."""
+
+    def __init__(self, run: str | Path, top: int, candidates: int) -> None:
+        self.folder = RunFolder.existing(run)
+        if top < 1 or candidates < top:
+            raise ValueError(f"top, candidates: expected 1 <= top <= candidates, got {top} and {candidates}")
+        self.top, self.candidates = top, candidates
+        config = self.folder.config()
+        self.prepared = prepare(config)
+        self.frame, self.titles = self.prepared.data.frame, self.prepared.data.titles
+        self.embeddings = self.folder.vectors()
+        self.model = load_model(self.folder, config)
+        self._items = np.sort(self.frame["item_id"].unique())
+        self._users = set(self.frame["user_id"].unique().tolist())
+
+    def of(self, users: Sequence[Any]) -> tuple[list[list[str]], pd.DataFrame]:
+        """The titles each of the users liked, oldest first; and user_id, rank (from 1), item_id, title, probability and
+        collaborative_rank of what is recommended to them, in their order. A user with a row with every item gets none.
+        """
+        strangers = [user for user in users if user not in self._users]
+        if strangers:
+            self.embeddings.lookup_users(strangers)  # which reports them
+        unseen = {user: self._unseen(user) for user in users}
+        # Of all candidates of a user one and the same past, the whole: that of the first is that of all.
+        now = pd.DataFrame(
+            {
+                "user_id": pd.Series(list(users), dtype=self.frame["user_id"].dtype),
+                "item_id": [(items if len(items) else self._items)[0] for items in unseen.values()],
+                "timestamp": np.iinfo(np.int64).max,
+            }
+        )
+        histories = liked_before(now, self.frame, self.prepared.method_config.max_history)
+        rows = self._ranked(now, histories, unseen)
+        titles = [[self.titles[item] for item in history] for history in histories]
+        return titles, self._best(rows)
+
+    def _unseen(self, user: Any) -> np.ndarray:
+        seen = self.frame["item_id"].to_numpy()[self.frame["user_id"].to_numpy() == user]
+        return self._items[~np.isin(self._items, seen)]
+
+    def _ranked(self, now: pd.DataFrame, histories: list[list], unseen: dict[Any, np.ndarray]) -> pd.DataFrame:
+        """The candidates of every user, those the collaborative vectors put first, with the score of the method."""
+        vectors = self.prepared.user_vectors(self.embeddings, now)
+        parts = []
+        for row, (user, items) in enumerate(unseen.items()):
+            vector = None if vectors is None else vectors[row].expand(len(items), -1)
+            alone = self.embeddings.score([user] * len(items), items.tolist(), vector).numpy()
+            best = np.argsort(-alone, kind="stable")[: self.candidates]
+            part = pd.DataFrame(
+                {"user_id": user, "item_id": items[best], "collaborative_rank": 1 + np.arange(len(best))}
+            )
+            parts.append(part.assign(label=0, of=row, history=[histories[row]] * len(best)))
+        rows = pd.concat(parts, ignore_index=True)
+        if rows.empty:
+            return rows.assign(score=0.0)
+        of_rows = None if vectors is None else vectors[rows["of"].tolist()]
+        return rows.assign(score=score_prompts(self.model, self.prepared.prompts(rows, of_rows)))
+
+    def _best(self, rows: pd.DataFrame) -> pd.DataFrame:
+        order = np.lexsort((rows["collaborative_rank"], -rows["score"], rows["of"]))
+        rows = rows.iloc[order]
+        rows = rows.assign(rank=1 + rows.groupby("of").cumcount())
+        rows = rows[rows["rank"] <= self.top].reset_index(drop=True)
+        return pd.DataFrame(
+            {
+                "user_id": rows["user_id"],
+                "rank": rows["rank"],
+                "item_id": rows["item_id"],
+                "title": [self.titles[item] for item in rows["item_id"].tolist()],
+                "probability": 0.5 + 0.5 * np.tanh(0.5 * rows["score"].to_numpy()),
+                "collaborative_rank": rows["collaborative_rank"],
+            }
+        )
 
 
 def as_id(name: str, text: str, column: pd.Series) -> Any:

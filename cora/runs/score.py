@@ -58,7 +58,13 @@ def score_prompts(model: MethodModel, prompts: PromptDataset, adapted: bool = Tr
     batch = PromptCollator(prompts.tokenizer)([prompts[row] for row in range(len(prompts))])
     ids, mask = (batch[name].to(model.base.device) for name in ("input_ids", "attention_mask"))
     scores = model.score(
-        ids, mask, batch["user_ids"], batch["item_ids"], adapted=adapted, user_vectors=batch.get("user_vectors")
+        ids,
+        mask,
+        batch["user_ids"],
+        batch["item_ids"],
+        adapted=adapted,
+        user_vectors=batch.get("user_vectors"),
+        prefix_lengths=batch.get("prefix_lengths"),
     )
     return np.asarray(scores.cpu())
 

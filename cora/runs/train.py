@@ -14,6 +14,7 @@ from cora.data import Splits
 from cora.llm.loading import chosen_dtype, load_base
 from cora.methods import load_method
 from cora.methods.model import MethodModel
+from cora.runs.families import rows_of_training
 from cora.runs.fit import fit, training_arguments
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import summary
@@ -35,7 +36,7 @@ def train(config: RunConfig, out: str | Path) -> dict[str, Any]:
     """
     run = RunFolder(out)
     prepared = prepare(config)
-    part, rows = _rows(config, prepared.splits)
+    part, rows = _rows(prepared)
     arguments = training_arguments(config, run)
     with run.opened(config) if arguments.process_index == 0 else nullcontext():
         if run.metrics.is_file():
@@ -87,10 +88,11 @@ def _collaborative(config: RunConfig, run: RunFolder, splits: Splits) -> Collabo
     return run.vectors()
 
 
-def _rows(config: RunConfig, splits: Splits) -> tuple[str, dict[str, pd.DataFrame]]:
+def _rows(prepared: Prepared) -> tuple[str, dict[str, pd.DataFrame]]:
     """The part that is reported on, and the rows used of every part."""
+    config, splits = prepared.config, prepared.splits
     rows = {
-        "train": config.sampled(splits.train, config.steps * config.batch_size),
+        "train": rows_of_training(prepared),
         "valid": config.sampled(splits.valid, config.valid_rows),
     }
     if rows["valid"]["label"].nunique() < 2:

@@ -60,6 +60,10 @@ class CoRAConfig(PairConfig):
         return self.shared_prefix
 
     @property
+    def family_size(self) -> int:
+        return self.targets_per_prompt
+
+    @property
     def options(self) -> Any:
         """The chosen generator's own Options."""
         made = generator_class(self.generator).Options

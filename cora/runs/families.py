@@ -1,0 +1,106 @@
+"""Training rows in families: rows of one user, close in time, whose prompts share their beginning."""
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+
+from cora.llm.batches import token_batches
+from cora.prompts import PromptDataset
+from cora.runs.prepare import Prepared
+from cora.runs.settings import RunConfig
+
+_DAY = 86_400
+
+
+def rows_of_training(prepared: Prepared) -> pd.DataFrame:
+    """The training rows that a run draws, about as many as its steps take, with the histories of their prompts.
+
+    Where prompts are split, whole families are drawn, and every row has the time and the history of the first of its
+    family: what came between them is not seen, and nothing of the future is.
+    """
+    config, train = prepared.config, prepared.splits.train
+    settings = prepared.method_config
+    wanted = config.steps * config.batch_size
+    if not settings.splits_prompts:
+        return config.sampled(train, wanted)
+    family = families(train, prepared.data.frame, settings.family_size)
+    drawn = np.random.default_rng(config.seed).permutation(family.max() + 1)[:wanted]
+    return as_of_first(train, family)[np.isin(family, drawn)]
+
+
+def families(rows: pd.DataFrame, known: pd.DataFrame, most: int) -> np.ndarray:
+    """The number of each row's family, int64 [rows], counted from 0: up to `most` rows of one user and day (UTC) that
+    follow one another in time.
+
+    A row whose item its user has another row of in `known` is alone: its history leaves that item out.
+    """
+    pairs = pd.MultiIndex.from_frame(known[["user_id", "item_id"]])
+    again = pd.MultiIndex.from_frame(rows[["user_id", "item_id"]]).isin(pairs[pairs.duplicated()])
+    of = pd.DataFrame(
+        {
+            "user": pd.factorize(rows["user_id"])[0],
+            "day": rows["timestamp"].to_numpy() // _DAY,
+            "alone": np.where(again, np.arange(len(rows)), -1),
+        }
+    )
+    order = np.lexsort((rows["timestamp"].to_numpy(), of["user"].to_numpy()))
+    in_order = of.iloc[order]
+    keys = in_order.assign(part=in_order.groupby(["user", "day", "alone"]).cumcount() // most)
+    found = np.empty(len(rows), dtype=np.int64)
+    found[order] = keys.groupby(["user", "day", "alone", "part"], sort=False).ngroup().to_numpy()
+    return found
+
+
+def as_of_first(rows: pd.DataFrame, family: np.ndarray) -> pd.DataFrame:
+    """The rows with timestamp and history of the earliest row of their families."""
+    order = np.argsort(rows["timestamp"].to_numpy(), kind="stable")
+    _, firsts, inverse = np.unique(family[order], return_index=True, return_inverse=True)
+    first = np.empty(len(rows), dtype=np.int64)
+    first[order] = order[firsts[inverse]]
+    return rows.assign(**{name: rows[name].to_numpy()[first] for name in ("timestamp", "history")})
+
+
+def families_of_prompts(prompts: PromptDataset) -> list[list[int]]:
+    """The rows of split prompts of one user that begin with the same tokens and have the same vector."""
+    found: dict[tuple[object, ...], list[int]] = {}
+    for row in range(len(prompts)):
+        one = prompts[row]
+        vector = one.get("user_vector")
+        prefix = tuple(one["input_ids"][: one["prefix_length"]])
+        key = one["user_id"], prefix, None if vector is None else tuple(vector.tolist())
+        found.setdefault(key, []).append(row)
+    return list(found.values())
+
+
+class FamilyBatches(Dataset[list[dict[str, object]]]):
+    """The prompts in the order of training, over all epochs: an item is a batch, whole families up to as many tokens as
+    `batch_size` prompts of the mean length have.
+
+    Made at once from the seed, as for prompts that share nothing: a resumed run has the same order.
+    """
+
+    def __init__(self, prompts: PromptDataset, config: RunConfig, arguments: TrainingArguments) -> None:
+        assert prompts.prefix_lengths is not None
+        self.prompts = prompts
+        most = config.method_config().family_size
+        whole = families_of_prompts(prompts)
+        parts = [family[start : start + most] for family in whole for start in range(0, len(family), most)]
+        prefix, lengths = prompts.prefix_lengths.tolist(), prompts.lengths.tolist()
+        tokens = config.batch_size * -(-sum(lengths) // len(lengths))
+        steps = arguments.max_steps * arguments.gradient_accumulation_steps * arguments.world_size
+        generator = torch.Generator().manual_seed(arguments.seed)
+        order: list[list[int]] = []
+        self.batches: list[list[int]] = []
+        # The last batch is full only if another epoch follows.
+        while len(self.batches) <= steps:
+            order += [parts[one] for one in torch.randperm(len(parts), generator=generator).tolist()]
+            self.batches = token_batches(order, prefix, lengths, tokens)
+        self.batches = self.batches[:steps]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> list[dict[str, object]]:
+        return [self.prompts[row] for row in self.batches[index]]
