@@ -1,14 +1,27 @@
-"""Builds the native extension cora_kernels._C where torch and a C++ compiler are there; installs without it elsewhere.
+"""Builds the native extension cora_kernels._C for the torch of the environment; installs without it where it cannot.
+
+pip and other frontends build in an environment of their own, without torch. The torch of the environment that is
+installed into is found there all the same, so no second one is downloaded. What was built, or why nothing, is said in
+one line and recorded in cora_kernels/built.json, for the warning at first use: pip hides what a build prints.
 
 With a CUDA build of torch and nvcc in CUDA_HOME, the CUDA kernels are part of it, for the architectures below.
 
 python setup.py build_ext --inplace [--required] [--sanitize]
 """
 
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
 from glob import glob
-from os.path import exists
+from os.path import exists, join
+from shutil import which
 
-from setuptools import setup
+import setuptools
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-O1", "-g"]
 
@@ -16,14 +29,77 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
 ARCHITECTURES = ("80", "90")
 PTX = "90"
 
+_ASK = """
+import importlib.util, json, sys, sysconfig
+found = importlib.util.find_spec("torch") is not None
+print(json.dumps([sysconfig.get_config_var("EXT_SUFFIX"), found, [path for path in sys.path if path]]))
+"""
+
+
+def interpreters() -> Iterator[str]:
+    """The Python of the environment that is installed into: pip builds with that very one, and hides its packages.
+
+    Others (uv, build) make an environment for the build, and setuptools is part of it. Then the environment is the one
+    that is activated, .venv beside the sources, or that of which the new one was made.
+    """
+    yield sys.executable
+    if not setuptools.__file__.startswith(join(sys.prefix, "")):
+        return
+    for folder in os.environ.get("PATH", "").split(os.pathsep):
+        if exists(join(folder, "..", "pyvenv.cfg")) or exists(join(folder, "..", "conda-meta")):
+            yield from filter(None, [which("python", path=folder)])
+    yield from filter(None, [which("python", path=join(".venv", "Scripts" if os.name == "nt" else "bin"))])
+    yield getattr(sys, "_base_executable", sys.executable)
+
+
+def show_torch() -> None:
+    """Makes the torch of the environment importable: behind what the build has of its own, which keeps precedence."""
+    for python in dict.fromkeys(interpreters()):
+        # -E: what the frontend hides the environment with are variables that Python reads.
+        asked = subprocess.run([python, "-E", "-c", _ASK], capture_output=True, text=True)
+        suffix, found, path = json.loads(asked.stdout) if asked.returncode == 0 else ("", False, [])
+        if found and suffix == sysconfig.get_config_var("EXT_SUFFIX"):
+            sys.path += [one for one in path if one not in sys.path]
+            return
+
+
+def record(command: build_ext, torch_version: str | None, reason: str) -> None:
+    """Says in one line what was built, or why nothing; leaves it beside the package and, for a wheel, in its name."""
+    made = f"built for torch {torch_version}" if torch_version else f"not built, torch's operators serve instead: {reason}"
+    print(f"cora_kernels: native extension {made}", flush=True)
+    folder = join("" if command.inplace else command.build_lib, "cora_kernels")
+    if torch_version is None:
+        command.extensions = command.distribution.ext_modules = []
+        for stale in () if command.inplace else glob(join(folder, "_C.*")):
+            os.remove(stale)
+    os.makedirs(folder, exist_ok=True)
+    with open(join(folder, "built.json"), "w", encoding="utf-8") as file:
+        json.dump({"torch": torch_version, "reason": reason}, file)
+    wheel = command.distribution.get_command_obj("bdist_wheel", create=False)
+    if wheel is not None:
+        wheel.root_is_pure = torch_version is None
+        public, _, local = (torch_version or "").partition("+")
+        wheel.build_number = f"{public}.torch{local and '.' + local}" if public else None
+
+
+class BuildNothing(build_ext):
+    """Where there is no torch to build for."""
+
+    reason = ""
+
+    def run(self) -> None:
+        record(self, None, self.reason)
+
 
 def native() -> dict:
+    """The arguments of setup that concern the extension."""
+    show_torch()
     try:
         import torch
         from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
-    except ImportError:
-        print("cora_kernels: torch is not visible to the build (pip's --no-build-isolation): no native extension")
-        return {}
+    except ImportError as error:
+        BuildNothing.reason = f"the build found no torch in the environment ({error})"
+        return {"ext_modules": [Extension("cora_kernels._C", [])], "cmdclass": {"build_ext": BuildNothing}}
 
     class BuildNative(BuildExtension):
         user_options = BuildExtension.user_options + [
@@ -46,9 +122,9 @@ def native() -> dict:
             except Exception as error:
                 if self.required or self.sanitize:
                     raise
-                reason = str(error).splitlines()[0]
-                print(f"cora_kernels: the native extension was not built, torch backends serve instead ({reason})")
-                self.extensions = []
+                record(self, None, f"{os.environ.get('CXX', 'c++')}: {str(error).splitlines()[0]}")
+            else:
+                record(self, str(torch.__version__), "")
 
     compiles = CUDA_HOME is not None and all(exists(f"{CUDA_HOME}/{f}") for f in ("bin/nvcc", "include/cuda_runtime.h"))
     cuda = torch.version.cuda is not None and compiles
@@ -74,4 +150,5 @@ def native() -> dict:
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildNative}}
 
 
-setup(**native())
+if __name__ == "__main__":
+    setup(**native())

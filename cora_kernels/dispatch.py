@@ -7,7 +7,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from cora_kernels.backends import cpu
+from cora_kernels.backends import cpu, extension
 from cora_kernels.operands import Operands
 
 
@@ -118,6 +118,8 @@ def select(name: str | None, x: Tensor, operands: Operands) -> ModuleType:
             backend = load()
             if not _reasons(backend, x, operands):
                 return backend
+            if backend is cpu and extension.unavailable is not None and not torch.compiler.is_compiling():
+                extension.warn_of_fallback()
     raise AssertionError("the chain serves every call")
 
 

@@ -5,12 +5,12 @@ import platform
 
 import torch
 
-from cora_kernels.backends import cuda
+from cora_kernels.backends import cuda, extension
 from cora_kernels.dispatch import backends
 
 
 def report() -> str:
-    """Versions, the CPU's instruction set, the GPUs, the CUDA kernels, and every backend in order of preference."""
+    """Versions, the CPU's instruction set, the GPUs, the extension, the CUDA kernels, and every backend in order of preference."""
     lines = [f"{'python':<14}{platform.python_version()} on {platform.system()} {platform.machine()}"]
     for name in ("torch", "triton", "cora-kernels"):
         lines.append(f"{name:<14}{_version(name)}")
@@ -21,6 +21,8 @@ def report() -> str:
         lines.append(f"{f'gpu {i}':<14}{gpu.name}, {architecture}, {gpu.total_memory / 2**30:.0f} GiB")
     if not gpus:
         lines.append(f"{'gpu':<14}none")
+    built_for = extension.built_for
+    lines.append(f"{'extension':<14}{'not built' if built_for is None else f'built for torch {built_for}'}")
     built = cuda.architectures()
     kernels = "not built" if built is None else f"{', '.join(cuda.KERNELS)} for {built.replace(',', ', ')}"
     lines.append(f"{'cuda kernels':<14}{kernels}")

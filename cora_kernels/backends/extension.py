@@ -3,8 +3,12 @@
 The ops of every backend take the same arguments in the same order: see `csrc/bindings.cpp`.
 """
 
+import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,27 +17,53 @@ from torch import Tensor
 from cora_kernels.operands import Operands
 from cora_kernels.segments import Segments
 
-try:
-    from cora_kernels import _C
-except ImportError as error:
-    # Python calls a module that is not there a circular import.
-    loaded, _missing = False, str(error) if find_spec("cora_kernels._C") else "it was not built"
-else:
-    loaded, _missing = True, ""
+OPS = ("shrink", "forward", "backward_input", "outer")
+
+# Without pip's cache, which keeps what was built of an archive, for whatever torch.
+_REMEDY = "to build it, pip install --force-reinstall --no-deps --no-cache-dir what it was installed from"
+
+
+def _recorded() -> tuple[str | None, str]:
+    """What setup.py recorded: the torch that `_C` was built for, or None; and why it was not built."""
+    try:
+        found = json.loads((Path(__file__).parents[1] / "built.json").read_text(encoding="utf-8"))
+        return found["torch"], found["reason"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, ""
+
+
+def _is_for_another_torch() -> bool:
+    """The binary interface of torch is that of a minor version."""
+    return built_for is not None and built_for.split(".")[:2] != torch.__version__.split(".")[:2]
 
 
 def _why_not() -> str | None:
-    if not loaded:
-        return f"the native extension is not there ({_missing}): install with a C++ compiler and --no-build-isolation"
-    if _C.torch_version.split(".")[:2] != torch.__version__.split(".")[:2]:
-        return f"the native extension was built for torch {_C.torch_version}, this is {torch.__version__}"
-    return None
+    if _is_for_another_torch():
+        return f"the native extension was built for torch {built_for}, this is {torch.__version__}; {_REMEDY}"
+    return None if loaded else f"the native extension is not there ({_missing}); {_REMEDY}"
 
 
-OPS = ("shrink", "forward", "backward_input", "outer")
+# The torch that `_C` was built for, None if it was not built.
+built_for, _missing = _recorded()
+loaded = False
+if not _is_for_another_torch():  # Loading it would fail on some symbol, or worse, not fail.
+    try:
+        from cora_kernels import _C
+    except ImportError as error:
+        # Python calls a module that is not there a circular import.
+        _missing = str(error) if find_spec("cora_kernels._C") else _missing or "it was not built"
+    else:
+        loaded, built_for = True, built_for or _C.torch_version
 
 # Why `_C` cannot serve, or None.
 unavailable = _why_not()
+
+
+@cache
+def warn_of_fallback() -> None:
+    """Warns, once, that torch's operators serve what the extension would, and why: an installer does not show it."""
+    warnings.warn(f"cora_kernels: on the CPU torch's operators serve, more slowly: {unavailable}", stacklevel=2)
+
 
 _LIBRARY = torch.library.Library("cora_kernels", "FRAGMENT")
 
