@@ -9,9 +9,12 @@ from transformers.pytorch_utils import Conv1D
 
 from cora.llm.calls import Call, Calls
 from cora.llm.deltas import FLOATS, Delta, checked
+from cora.llm.linears import is_plain, stacked_weights, takes_rows
 from cora.llm.names import fits, layer_index
 from cora.llm.patched_linear import LoRALinear, SiblingGroup
 from cora.llm.resizing import allow_resizing, refuse_resizing
+
+ALL_LINEAR = "all-linear"
 
 # Linears that one parent module applies to the same input, by the names that Hugging Face models give them.
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"), ("w1", "w3"))
@@ -138,7 +141,7 @@ class Patch:
         rows: dict[tuple[str, int, int, str], list[int]] = {}
         for name, layer in self.layers.items():
             index = layer_index(name)
-            shown = name if index is None else name.replace(f".{index}.", ".#.", 1)
+            shown = _of_any_layer(name)
             siblings = ", ".join(sibling.rpartition(".")[2] for sibling in together.get(name, ()))
             row = rows.setdefault((shown, layer.in_features, layer.out_features, siblings), [])
             row += [] if index is None else [index]
@@ -149,6 +152,8 @@ class Patch:
             )
         if self.frozen:
             lines.append(f"  frozen until remove(): {len(self.frozen)} weights that required a gradient")
+        if stacked := dict.fromkeys(_of_any_layer(name) for name in stacked_weights(self.model)):
+            lines.append(f"  no linears, so without deltas: {', '.join(stacked)}")
         if self.unmatched:
             lines.append(f"  matched nothing: {', '.join(self.unmatched)}")
         return "\n".join(lines)
@@ -179,7 +184,7 @@ class Patch:
 
 def patch(
     model: nn.Module,
-    target_modules: Sequence[str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
+    target_modules: Sequence[str] | str = ("q_proj", "k_proj", "v_proj", "o_proj"),
     layers: Sequence[int] | None = None,
 ) -> Patch:
     """Makes y_i = x_i·Wᵀ + scaling·(x_i·A_i)·B_i of the chosen linears of `model`, with A and B live tensors per
@@ -191,11 +196,12 @@ def patch(
         patch.remove()
 
     model: a Hugging Face causal LM. target_modules: names of nn.Linear or Conv1D modules, or ends of names ("q_proj",
-    "self_attn.q_proj"). layers: only modules of these layers, by the first number in their name. Their weights are
-    frozen while patched (there is no dW). Siblings that share an input (q, k and v; gate and up) are computed in one
-    call. The state dict is that of the unpatched model. A deep copy of the model has the deltas set at that moment, for
-    good; a deep copy of the handle holds a copied model of its own, `handle.model`. Prints the report and returns the
-    handle. Activation checkpointing needs use_reentrant=False.
+    "self_attn.q_proj"); or "all-linear", every one of them but the output layer, as in PEFT. Experts whose weights are
+    stacked in one parameter are no linears; the report names them. layers: only modules of these layers, by the first
+    number in their name. Their weights are frozen while patched (there is no dW). Siblings that share an input (q, k
+    and v; gate and up) are computed in one call. The state dict is that of the unpatched model. A deep copy of the
+    model has the deltas set at that moment, for good; a deep copy of the handle holds a copied model of its own,
+    `handle.model`. Prints the report and returns the handle. Activation checkpointing needs use_reentrant=False.
 
     On a CPU the kernels keep packed copies of the frozen weights, as large as they are, one for the forward and one for
     the backward. They notice when a weight changes: every write that torch counts, other memory behind it, another
@@ -213,7 +219,9 @@ def patch(
     replaced: dict[int, LoRALinear] = {}
     places = []
     for name, base in found:
-        layer = replaced.setdefault(id(base), LoRALinear(name, base, isinstance(base, Conv1D), calls))
+        layer = replaced.setdefault(
+            id(base), LoRALinear(name, base, isinstance(base, Conv1D), calls, takes_rows(model, name))
+        )
         parent_name, _, child = name.rpartition(".")
         places.append(_Place(model.get_submodule(parent_name), child, layer))
     result = Patch(model, calls, places, _groups(places), unmatched)
@@ -236,12 +244,14 @@ def _check_cu_seqlens(cu_seqlens: Tensor, chosen: Mapping[str, Delta]) -> None:
 
 
 def _check_arguments(
-    model: nn.Module, target_modules: Sequence[str], layers: Sequence[int] | None
+    model: nn.Module, target_modules: Sequence[str] | str, layers: Sequence[int] | None
 ) -> tuple[list[str], set[int] | None]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if target_modules == ALL_LINEAR:
+        target_modules = [ALL_LINEAR]
     if isinstance(target_modules, str) or not all(isinstance(target, str) for target in target_modules):
-        raise TypeError(f"target_modules: expected a sequence of module names, got {target_modules!r}")
+        raise TypeError(f"target_modules: expected a sequence of module names or {ALL_LINEAR!r}, got {target_modules!r}")
     if not target_modules:
         raise ValueError("target_modules: empty")
     for name, module in model.named_modules():
@@ -266,8 +276,10 @@ def _find(
     """The named linears to patch, under every name a shared one has, and the targets that matched none."""
     found = []
     matched = set()
+    head = _output_layer(model)
     for name, module in model.named_modules(remove_duplicate=False):
-        hits = [target for target in targets if fits(name, target)]
+        is_inner = isinstance(module, nn.Linear | Conv1D) and module is not head
+        hits = [target for target in targets if fits(name, target) or (target == ALL_LINEAR and is_inner)]
         if not hits or (layers is not None and layer_index(name) not in layers):
             continue
         _check_patchable(name, module)
@@ -286,8 +298,7 @@ def _find(
 
 def _check_patchable(name: str, module: nn.Module) -> None:
     # A subclass that computes its forward in its own way holds more than a weight and a bias: quantised linears do.
-    plain = any(isinstance(module, kind) and type(module).forward is kind.forward for kind in (nn.Linear, Conv1D))
-    if not plain or module.weight.dtype not in FLOATS:
+    if not is_plain(module) or module.weight.dtype not in FLOATS:
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
         raise TypeError(f"target_modules: {name} is a {kind}, expected a plain torch.nn.Linear or transformers' Conv1D")
     if "weight" not in module._parameters:
@@ -317,6 +328,11 @@ def _groups(places: Iterable[_Place]) -> list[tuple[nn.Module, SiblingGroup]]:
             if len(siblings) > 1 and len({layer.in_features for layer in siblings}) == 1:
                 groups.append((parent, SiblingGroup(siblings)))
     return groups
+
+
+def _of_any_layer(name: str) -> str:
+    index = layer_index(name)
+    return name if index is None else name.replace(f".{index}.", ".#.", 1)
 
 
 def _ranges(indices: list[int]) -> str:

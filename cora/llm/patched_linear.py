@@ -36,18 +36,19 @@ class LoRALinear(nn.Module):
 
     x [B, T, K] -> y [B, T, N]; where the deltas were set with `cu_seqlens`, packed [1, M, K] -> [1, M, N] as well. Of a
     Call whose samples lie within the rows of a batch, several a row, x is [B, T, K] too, B not their number.
-    base: an nn.Linear or, `transposed`, one that stores W as [K, N] (GPT-2's Conv1D). Weight and bias are here by the
-    names that they had there, so that a state dict, an optimizer or sharding sees the base model. Where the call has no
-    delta for it the output is that of `base`, for x of any shape. Forward hooks are those of `base`, before, during and
-    after the patch.
+    base: an nn.Linear or, `transposed`, one that stores W as [K, N] (GPT-2's Conv1D). `rows`: the model lays out x as
+    [B · T, K] here, and y as [B · T, N]. Weight and bias are here by the names that they had there, so that a state
+    dict, an optimizer or sharding sees the base model. Where the call has no delta for it the output is that of `base`,
+    for x of any shape. Forward hooks are those of `base`, before, during and after the patch.
 
     Raises RuntimeError in a forward before the first deltas, ValueError for x of another batch size than the deltas'.
     """
 
-    def __init__(self, name: str, base: nn.Module, transposed: bool, calls: Calls) -> None:
+    def __init__(self, name: str, base: nn.Module, transposed: bool, calls: Calls, rows: bool = False) -> None:
         super().__init__()
         self.name = name
         self.transposed = transposed
+        self.rows = rows
         self.calls = calls
         self.weight = cast(nn.Parameter, base.weight)
         self.bias = cast("nn.Parameter | None", base.bias)
@@ -115,6 +116,8 @@ class LoRALinear(nn.Module):
         delta = call.deltas.get(self.name)
         if delta is None:
             return self.calls.mark(self.frozen(x), call)
+        if self.rows and x.dim() == 2 and call.cu_seqlens is None and len(x) % (delta.batch or 1) == 0:
+            return self.calls.mark(self.alone(x.unflatten(0, (delta.batch or 1, -1)), call).flatten(0, 1), call)
         if x.dim() != 3:
             raise ValueError(
                 f"{self.name}: expected x of shape [B, T, {self.in_features}], got {list(x.shape)}: a linear that does "

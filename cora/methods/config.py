@@ -24,7 +24,8 @@ class MethodConfig:
     base_model         name or path of the language model; filled in by the model where that knows its own name
     r, alpha           rank; the scaling is alpha / r, alpha None means 2r
     dropout            of x in the low-rank path, in training
-    target_modules     names, or ends of names, of the adapted linears; layers: their layers, None for all
+    target_modules     names, or ends of names, of the adapted linears, or "all-linear", all but the output layer;
+                       layers: their layers, None for all
     answer             what follows the prompt, leading space included, if the user likes the item, and if not. The
                        score is the difference of the two logits; with None for the second the logit of the first
                        alone, the published score. The difference starts near zero whatever the logits' offset.
@@ -41,7 +42,7 @@ class MethodConfig:
     r: int = 16
     alpha: float | None = None
     dropout: float = 0.05
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    target_modules: tuple[str, ...] | str = ("q_proj", "k_proj", "v_proj", "o_proj")
     layers: tuple[int, ...] | None = None
     answer: tuple[str, str | None] = (" Yes", " No")
     answer_ids: tuple[int, ...] | None = None
@@ -59,7 +60,8 @@ class MethodConfig:
         check_share("dropout", self.dropout)
         if self.base_model is not None and not isinstance(self.base_model, str):
             raise TypeError(f"base_model: expected a name or None, got {self.base_model!r}")
-        self.target_modules = as_tuple("target_modules", self.target_modules, str)
+        if self.target_modules != "all-linear":
+            self.target_modules = as_tuple("target_modules", self.target_modules, str)
         if self.layers is not None:
             self.layers = as_tuple("layers", self.layers, int)
         self._check_answer()

@@ -35,7 +35,7 @@ PATCH_ERRORS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "string",
         dict(target_modules="q_proj"),
         TypeError,
-        "target_modules: expected a sequence of module names, got 'q_proj'",
+        "target_modules: expected a sequence of module names or 'all-linear', got 'q_proj'",
     ),
     ("no-target", dict(target_modules=[]), ValueError, "target_modules: empty"),
     ("not-a-name", dict(target_modules=[3]), TypeError, "target_modules: expected a sequence of module names"),
