@@ -65,7 +65,9 @@ def show_torch() -> None:
 
 def record(command: build_ext, torch_version: str | None, reason: str) -> None:
     """Says in one line what was built, or why nothing; leaves it beside the package and, for a wheel, in its name."""
-    made = f"built for torch {torch_version}" if torch_version else f"not built, torch's operators serve instead: {reason}"
+    made = (
+        f"built for torch {torch_version}" if torch_version else f"not built, torch's operators serve instead: {reason}"
+    )
     print(f"cora_kernels: native extension {made}", flush=True)
     folder = join("" if command.inplace else command.build_lib, "cora_kernels")
     if torch_version is None:

@@ -1,4 +1,4 @@
-"""The command `cora`: train, compare, evaluate, score, recommend, explain, info."""
+"""The command `cora`: train, compare, evaluate, score, recommend, explain, export, info."""
 
 import argparse
 import inspect
@@ -98,6 +98,13 @@ def _explain(options: argparse.Namespace) -> None:
     print(f"{as_text(found, options.user)}\npicture  {save(found, options.run, options.user, options.item)}")
 
 
+def _export(options: argparse.Namespace) -> None:
+    from cora.export.runs import export
+
+    for folder in export(options.run, options.user, options.item, options.out):
+        print(f"adapter  {folder}")
+
+
 def _info(options: argparse.Namespace) -> None:
     if options.run:
         runs = [RunFolder.existing(run) for run in options.run]
@@ -193,6 +200,20 @@ def _parser() -> argparse.ArgumentParser:
         "--neighbours", type=int, default=10, metavar="N", help="users printed whose A is most alike (default: 10)"
     )
     explain.set_defaults(command=_explain)
+
+    export = commands.add_parser(
+        "export",
+        help="write what a run is for a user, or a user and an item, as PEFT adapters",
+        description="Writes the deltas of users and items as standard LoRA adapters, for PEFT and what reads its "
+        "format. One user and at most one item: FOLDER is the adapter. More: a folder in it for every pair of them.",
+    )
+    export.add_argument("--run", required=True, metavar="FOLDER", help="folder of a finished run")
+    export.add_argument("--user", required=True, nargs="+", metavar="ID", help="user ids as in the data")
+    export.add_argument(
+        "--item", nargs="+", default=[], metavar="ID", help="item ids as in the data (default: the mean of all items)"
+    )
+    export.add_argument("--out", required=True, metavar="FOLDER", help="folder of the adapter, or of the adapters")
+    export.set_defaults(command=_export)
 
     info = commands.add_parser(
         "info", help="versions, usable kernels, named data and models; or a run's settings and metrics"

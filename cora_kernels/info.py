@@ -10,7 +10,7 @@ from cora_kernels.dispatch import backends
 
 
 def report() -> str:
-    """Versions, the CPU's instruction set, the GPUs, the extension, the CUDA kernels, and every backend in order of preference."""
+    """Versions, the CPU's instruction set, the GPUs, what was built, and every backend in order of preference."""
     lines = [f"{'python':<14}{platform.python_version()} on {platform.system()} {platform.machine()}"]
     for name in ("torch", "triton", "cora-kernels"):
         lines.append(f"{name:<14}{_version(name)}")

@@ -64,8 +64,8 @@ def is_plain(module: nn.Module) -> bool:
 
 def takes_rows(model: nn.Module, name: str) -> bool:
     """Whether the architecture hands this linear whole samples as rows [B · T, K] rather than as [B, T, K]."""
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    return name.rpartition(".")[2] in _AS_ROWS.get(kind, ())
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    return name.rpartition(".")[2] in _AS_ROWS.get(str(kind), ())
 
 
 def shortest_names(chosen: Collection[str], names: Collection[str]) -> list[str]:

@@ -251,7 +251,9 @@ def _check_arguments(
     if target_modules == ALL_LINEAR:
         target_modules = [ALL_LINEAR]
     if isinstance(target_modules, str) or not all(isinstance(target, str) for target in target_modules):
-        raise TypeError(f"target_modules: expected a sequence of module names or {ALL_LINEAR!r}, got {target_modules!r}")
+        raise TypeError(
+            f"target_modules: expected a sequence of module names or {ALL_LINEAR!r}, got {target_modules!r}"
+        )
     if not target_modules:
         raise ValueError("target_modules: empty")
     for name, module in model.named_modules():

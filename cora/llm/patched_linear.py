@@ -116,8 +116,10 @@ class LoRALinear(nn.Module):
         delta = call.deltas.get(self.name)
         if delta is None:
             return self.calls.mark(self.frozen(x), call)
-        if self.rows and x.dim() == 2 and call.cu_seqlens is None and len(x) % (delta.batch or 1) == 0:
-            return self.calls.mark(self.alone(x.unflatten(0, (delta.batch or 1, -1)), call).flatten(0, 1), call)
+        if self.rows and x.dim() == 2:
+            batch = (delta.batch or 1) if call.cu_seqlens is None else 1
+            if len(x) % batch == 0:
+                return self.calls.mark(self.alone(x.unflatten(0, (batch, -1)), call).flatten(0, 1), call)
         if x.dim() != 3:
             raise ValueError(
                 f"{self.name}: expected x of shape [B, T, {self.in_features}], got {list(x.shape)}: a linear that does "

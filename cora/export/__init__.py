@@ -1,0 +1,1 @@
+"""In and out of PEFT: deltas as standard adapters, and adapters as deltas."""

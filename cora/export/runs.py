@@ -1,0 +1,89 @@
+"""What a finished run is for users and items, as PEFT adapters."""
+
+import warnings
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cora.collaborative import CollaborativeEmbeddings
+from cora.export.adapter import Adapter, Factors, save_adapter
+from cora.llm.deltas import Delta
+from cora.methods.model import MethodModel
+from cora.methods.samples import Samples
+from cora.runs.folder import RunFolder
+from cora.runs.prepare import prepare
+from cora.runs.recommend import as_id
+from cora.runs.score import load_model
+
+
+def export(run: str | Path, users: Sequence[str], items: Sequence[str], out: str | Path) -> list[Path]:
+    """Writes the deltas of every pair of these users and items, or of users alone, as adapters; returns their folders.
+
+    users, items: ids as text. Without items the item is the mean of all. A user's vector is the one that the run would
+    score the pair by: of all that they rated but this item, where it folds in. One pair is written to `out` itself,
+    several to folders in it, user-U-item-I or user-U, with what a file name cannot hold in ids as %XX.
+
+    Raises FileNotFoundError unless a finished run is there; ValueError for ids that the run has no vector for, for an
+    id named twice, and for an `out` that is a file.
+    """
+    folder, out = RunFolder.existing(run), Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: expected a folder, {out} is a file")
+    config = folder.config()
+    prepared, embeddings = prepare(config), folder.vectors()
+    frame = prepared.data.frame
+    # Where users are folded in the data knows them, else the table does.
+    known = set(frame["user_id"]) if config.folds_in else set(embeddings.user_ids)
+    chosen = _checked("user", users, frame["user_id"], known)
+    about = _checked("item", items, frame["item_id"], set(embeddings.item_ids))
+    pairs = list(product(chosen, about or [_mean_item(embeddings)]))
+    folders = [out / _folder_name(user, item if about else None) for user, item in pairs] if len(pairs) > 1 else [out]
+    now = pd.DataFrame(pairs, columns=["user_id", "item_id"]).assign(timestamp=np.iinfo(np.int64).max)
+    vectors = prepared.user_vectors(embeddings, now)
+    model = load_model(folder, config)
+    for row, ((user, item), path) in enumerate(zip(pairs, folders, strict=True)):
+        sample = Samples([user], [item], None if vectors is None else vectors[row : row + 1])
+        save_adapter(path, _adapter(model, sample), model.base)
+    return folders
+
+
+def _adapter(model: MethodModel, sample: Samples) -> Adapter:
+    with torch.no_grad(), warnings.catch_warnings():
+        # An item that nobody has stands for the mean, which embeddings warn of.
+        warnings.simplefilter("ignore")
+        deltas = model.deltas(sample)
+    factors = {name: _of_first_sample(delta) for name, delta in deltas.items()}
+    return Adapter(factors, model.base.config.name_or_path or None)
+
+
+def _of_first_sample(delta: Delta) -> Factors:
+    lora_a, lora_b = (matrix[0] if matrix.dim() == 3 else matrix for matrix in delta[:2])
+    scaling = delta.scaling
+    return Factors(lora_a, lora_b, float(scaling[0] if isinstance(scaling, Tensor) else scaling))
+
+
+def _checked(field: str, texts: Sequence[str], column: pd.Series, known: set[Any]) -> list[Any]:
+    ids = [as_id(field, text, column) for text in texts]
+    if unknown := [one for one in ids if one not in known]:
+        raise ValueError(f"{field}: the run knows no {field} {str(unknown[0])[:80]!r}; it knows {len(known)}")
+    if repeated := [one for one in ids if ids.count(one) > 1]:
+        raise ValueError(f"{field}: {str(repeated[0])[:80]!r} is named twice")
+    return ids
+
+
+def _mean_item(embeddings: CollaborativeEmbeddings) -> Any:
+    """An id that no item has: the vectors of unknown ids are the mean."""
+    ids = embeddings.item_ids
+    return max(ids, key=len) + "?" if isinstance(ids[0], str) else max(ids) + 1
+
+
+def _folder_name(user: Any, item: Any) -> str:
+    name = f"user-{quote(str(user), safe='')}"
+    return name if item is None else f"{name}-item-{quote(str(item), safe='')}"
