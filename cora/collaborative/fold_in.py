@@ -1,12 +1,16 @@
 """Vectors of users as of a moment, from what they rated before it: nobody unknown, no vector that has seen its row."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from cora.collaborative.embeddings import CollaborativeEmbeddings, Ids
+from cora.data.histories import Ragged
 
 _MOST_STEPS = 200  # vectors of matrix factorisation take 10
 _CLOSE = 1e-6  # of a standard deviation of the prior
@@ -35,30 +39,35 @@ class FoldIn:
         self._features = torch.cat([items @ self._root, torch.zeros(1, items.shape[1], dtype=items.dtype)])
         self._offsets = torch.cat([items @ self._mean, torch.zeros(1, dtype=items.dtype)])
 
-    def vectors(self, items: Sequence[Ids], labels: Sequence[Sequence[int]]) -> Tensor:
+    def vectors(self, items: Ragged | Sequence[Ids], labels: Ragged | Sequence[Sequence[int]]) -> Tensor:
         """[n, d] in the tables' dtype: the vectors of n users who rated `items`[n][…] with `labels`[n][…], 1 or 0.
 
         Items that the embeddings do not have count as their mean. Raises ValueError for lists of different lengths.
         """
-        if [len(one) for one in items] != [len(one) for one in labels]:
+        lengths = [len(one) for one in items]
+        if lengths != [len(one) for one in labels]:
             raise ValueError("labels: expected one for each of the items of every user")
-        rows = [self.embeddings.lookup_items(one) for one in items]
-        order = sorted(range(len(rows)), key=lambda one: len(rows[one]))
+        rows = self._rows(items).split(lengths)
+        liked = torch.from_numpy(_together(labels).astype(np.float64)).split(lengths)
+        order = sorted(range(len(rows)), key=lengths.__getitem__)
         found = self._mean.repeat(len(rows), 1)
         with tqdm(total=len(rows), desc="fold-in", unit="user", delay=2) as bar:
             for start in range(0, len(order), _CHUNK):
                 chunk = order[start : start + _CHUNK]
-                found[chunk] += self._modes([rows[one] for one in chunk], [labels[one] for one in chunk])
+                found[chunk] += self._modes([rows[one] for one in chunk], [liked[one] for one in chunk])
                 bar.update(len(chunk))
         return found.to(self.embeddings.users.dtype)
 
-    def _modes(self, rows: list[Tensor], labels: list[Sequence[int]]) -> Tensor:
+    def _rows(self, items: Ragged | Sequence[Ids]) -> Tensor:
+        """The rows of all items, one user's behind the other's: each distinct item is looked up once."""
+        places, distinct = pd.factorize(_together(items))
+        return self.embeddings.lookup_items(distinct.tolist())[torch.from_numpy(places)]
+
+    def _modes(self, rows: list[Tensor], labels: list[Tensor]) -> Tensor:
         """e_u - μ [b, d], found in the coordinates where the prior is N(0, 1)."""
         padding = len(self._offsets) - 1
         past = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
-        liked = torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(one, dtype=torch.float64) for one in labels], batch_first=True, padding_value=0.5
-        )
+        liked = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=0.5)
         features, offsets = self._features[past], self._offsets[past]  # [b, t, d], zero where padded
         mode = features.new_zeros(len(rows), features.shape[2])
         unit = torch.eye(features.shape[2], dtype=features.dtype)
@@ -71,3 +80,11 @@ class FoldIn:
             if bool(((mode - before).abs() < _CLOSE).all()):
                 break
         return mode @ self._root.T
+
+
+def _together(lists: Ragged | Sequence[Any]) -> np.ndarray:
+    """All values in one array."""
+    if isinstance(lists, Ragged):
+        return lists.values
+    values = [value for one in lists for value in (one.tolist() if isinstance(one, Tensor) else one)]
+    return np.array(values, dtype=object if values and isinstance(values[0], str) else np.int64)

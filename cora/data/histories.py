@@ -1,10 +1,37 @@
-"""What a user did before a row: the one walk through the past, of prompts, folded-in vectors and recommendations."""
+"""What a user did before a row: the one look into the past, of prompts, folded-in vectors and recommendations."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from cora.data.splits import Splits
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Lists of any length in one array: list i, an array, is values[offsets[i] : offsets[i + 1]]. offsets: int64."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        start = range(len(self))[index]
+        return self.values[self.offsets[start] : self.offsets[start + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
+
+    def tolist(self) -> list[list[Any]]:
+        """The same as Python's lists of Python's values."""
+        return [one.tolist() for one in self]
 
 
 def add_histories(splits: Splits, max_history: int = 10) -> Splits:
@@ -14,17 +41,16 @@ def add_histories(splits: Splits, max_history: int = 10) -> Splits:
     parts (what is past at test time includes train and valid), never the row's own item.
     Raises ValueError for max_history < 0.
     """
+    done = {name: with_histories(frame, splits, max_history) for name, frame in splits.parts().items()}
+    return Splits(done["train"], done["valid"], done.get("test"))
+
+
+def with_histories(rows: pd.DataFrame, splits: Splits, max_history: int) -> pd.DataFrame:
+    """Some rows of the splits with the column `history` of `add_histories`."""
     if max_history < 0:
         raise ValueError(f"max_history: expected at least 0, got {max_history}")
-    parts = splits.parts()
-    rows = pd.concat(parts.values(), ignore_index=True)
-    histories = liked_before(rows, rows, max_history)
-    done, start = {}, 0
-    for name, frame in parts.items():
-        column = pd.Series(histories[start : start + len(frame)], index=frame.index, dtype=object)
-        done[name] = frame.assign(history=column)
-        start += len(frame)
-    return Splits(done["train"], done["valid"], done.get("test"))
+    histories = liked_before(rows, splits.of_users(rows["user_id"]), max_history)
+    return rows.assign(history=pd.Series(histories, index=rows.index, dtype=object))
 
 
 def liked_before(rows: pd.DataFrame, known: pd.DataFrame, max_history: int) -> list[list]:
@@ -33,55 +59,63 @@ def liked_before(rows: pd.DataFrame, known: pd.DataFrame, max_history: int) -> l
 
     rows: user_id, item_id, timestamp; known: those and label. What is of the row's own item is left out.
     """
-    liked = known[known["label"].to_numpy() == 1]
-    return _Walk(rows, liked).of("item_id", max_history)
+    known = _of_users(rows, known)
+    return _before(rows, known[known["label"].to_numpy() == 1], ["item_id"], max_history)[0].tolist()
 
 
-def pasts(rows: pd.DataFrame, known: pd.DataFrame) -> tuple[list[list], list[list[int]]]:
+def pasts(rows: pd.DataFrame, known: pd.DataFrame) -> tuple[Ragged, Ragged]:
     """Items and labels that the user of each of `rows` has in `known` at an earlier time, oldest first.
 
     rows: user_id, item_id, timestamp; known: those and label. What is of the row's own item is left out.
     """
-    walk = _Walk(rows, known)
-    return walk.of("item_id"), walk.of("label")
+    items, labels = _before(rows, _of_users(rows, known), ["item_id", "label"])
+    return items, labels
 
 
-class _Walk:
-    """The past of each of `rows` as a slice of `known`, sorted by user and, for each, by time."""
+def _of_users(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    return known[known["user_id"].isin(rows["user_id"].unique()).to_numpy()]
 
-    def __init__(self, rows: pd.DataFrame, known: pd.DataFrame) -> None:
-        users, names = pd.factorize(known["user_id"])
-        # The rank of a time stands for it, so that (user, time) is one sortable number whatever the times are.
-        moments = np.unique(known["timestamp"].to_numpy())
-        step = len(moments) + 1
-        keys = users.astype(np.int64) * step + np.searchsorted(moments, known["timestamp"].to_numpy())
-        order = np.argsort(keys, kind="stable")
-        first = pd.Index(names).get_indexer(rows["user_id"]).astype(np.int64) * step
-        nows = first + np.searchsorted(moments, rows["timestamp"].to_numpy())
-        # A user without rows in `known` is -1 among the names: both ends of their slice are 0.
-        self._starts = np.searchsorted(keys[order], first)
-        self._stops = np.searchsorted(keys[order], nows)
-        self._known = known.iloc[order]
-        self._items, items = pd.factorize(self._known["item_id"])
-        self._own = pd.Index(items).get_indexer(rows["item_id"])
-        pairs = keys[order] // step * (len(items) + 1) + self._items
-        asked = first // step * (len(items) + 1) + self._own
-        pairs, earliest = np.unique(pairs, return_index=True)
-        # Only a row whose own item is in its past has to look through it.
-        at = np.minimum(np.searchsorted(pairs, asked), max(0, len(pairs) - 1))
-        self._again = np.zeros(len(rows), dtype=bool)
-        if len(pairs):
-            self._again = (pairs[at] == asked) & (earliest[at] < self._stops)
 
-    def of(self, column: str, newest: int | None = None) -> list[list]:
-        """The values of a column of `known` in the past of each row, the `newest` of them or all, oldest first."""
-        values, items = self._known[column].tolist(), self._items.tolist()
-        slices = zip(self._starts.tolist(), self._stops.tolist(), self._own.tolist(), self._again.tolist(), strict=True)
-        found = []
-        for start, stop, own, again in tqdm(slices, "histories", len(self._own), delay=2):
-            if again:
-                past = [values[i] for i in range(start, stop) if items[i] != own]
-                found.append(past if newest is None else past[max(0, len(past) - newest) :])
-            else:
-                found.append(values[start if newest is None else max(start, stop - newest) : stop])
-        return found
+def _before(
+    rows: pd.DataFrame, known: pd.DataFrame, columns: list[str], newest: int | None = None
+) -> list[Ragged]:
+    """Each of the columns of `known` in the past of each row, the `newest` of it or all, oldest first."""
+    users, names = pd.factorize(known["user_id"])
+    # The rank of a time stands for it, so that (user, time) is one sortable number whatever the times are.
+    moments = np.unique(known["timestamp"].to_numpy())
+    step = len(moments) + 1
+    keys = users.astype(np.int64) * step + np.searchsorted(moments, known["timestamp"].to_numpy())
+    order = np.argsort(keys, kind="stable")
+    known, keys = known.iloc[order], keys[order]
+    first = pd.Index(names).get_indexer(rows["user_id"]).astype(np.int64) * step
+    # A user without rows in `known` is -1 among the names: both ends of their slice are 0.
+    starts = np.searchsorted(keys, first)
+    stops = np.searchsorted(keys, first + np.searchsorted(moments, rows["timestamp"].to_numpy()))
+
+    items, names = pd.factorize(known["item_id"])
+    own = pd.Index(names).get_indexer(rows["item_id"])
+    again = _count(keys // step * (len(names) + 1) + items, first // step * (len(names) + 1) + own, stops)
+    # As many more as are of the row's own item, which are then left out.
+    begins = starts if newest is None else np.maximum(starts, stops - newest - again)
+    lengths = stops - begins
+    row = np.repeat(np.arange(len(rows)), lengths)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + np.repeat(begins, lengths)
+    if again.any():
+        others = items[place] != own[row]
+        row, place = row[others], place[others]
+    if newest is not None:
+        ends = np.cumsum(np.bincount(row, minlength=len(rows)))
+        near = ends[row] - np.arange(len(row)) <= newest
+        row, place = row[near], place[near]
+    offsets = np.append(0, np.cumsum(np.bincount(row, minlength=len(rows))))
+    return [Ragged(known[column].to_numpy()[place], offsets) for column in columns]
+
+
+def _count(pairs: np.ndarray, asked: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """How often each pair asked for is among the first `stops` of the pairs."""
+    distinct, ranks = np.unique(pairs, return_inverse=True)
+    places = np.sort(ranks * (len(pairs) + 1) + np.arange(len(pairs)))
+    rank = np.searchsorted(distinct, asked)
+    is_there = np.append(distinct, -1)[rank] == asked
+    starts = rank * (len(pairs) + 1)
+    return np.where(is_there, np.searchsorted(places, starts + stops) - np.searchsorted(places, starts), 0)

@@ -2,15 +2,16 @@
 
 import os
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from cora.data.formats import read
+from cora.data.order import in_time_order
 from cora.data.problems import listed, problem, shown, shown_path
 from cora.data.rows import Rows, Source
 from cora.data.sources import NAMED_DATA
@@ -63,26 +64,33 @@ def load_interactions(source: str | os.PathLike[str], positive_rating: float = 4
         if rows is not None and not len(rows):
             raise problem(path if len(rows.files) > 1 else rows.files[0], "no rows")
     frame, names = _typed(found, positive_rating)
-    frame = _without_repeats(frame, path)
+    kept = in_time_order(frame, path)
     order = ["user_id", "item_id", "label", "timestamp", "rating", "split"]
-    frame = frame.sort_values(["timestamp", "nanoseconds"], kind="stable", ignore_index=True)
-    return Interactions(
-        frame[[column for column in order if column in frame]], names, name if name in NAMED_DATA else _name(path)
-    )
+    columns = {column: frame.pop(column) for column in order if column in frame}
+    frame.clear()
+    if kept is not None:
+        for column in columns:  # one at a time: of large data there is no room for all of them twice
+            columns[column] = columns[column].iloc[kept].reset_index(drop=True)
+    return Interactions(pd.DataFrame(columns, copy=False), names, name if name in NAMED_DATA else _name(path))
 
 
-def _typed(source: Source, positive_rating: float) -> tuple[pd.DataFrame, dict[Any, str]]:
+def _typed(source: Source, positive_rating: float) -> tuple[dict[str, pd.Series], dict[Any, str]]:
     """The columns of the events with their types, and the nanoseconds beyond their times; item_id → title."""
     events, items = source.events, source.items
-    frame = pd.DataFrame({"user_id": ids("user_id", [events])[0]})
+    frame = {"user_id": ids("user_id", [events])[0]}
     named = ids("item_id", [events] if items is None else [events, items])
     frame["item_id"] = named[0]
-    frame["timestamp"], frame["nanoseconds"] = times(events)
+    seconds, nanoseconds = times(events)
+    frame["timestamp"] = pd.Series(seconds)
+    if nanoseconds.any():
+        frame["nanoseconds"] = pd.Series(nanoseconds)
     if "rating" in events:
-        frame["rating"] = numbers("rating", events)
-    frame["label"] = labels(events) if "label" in events else (frame["rating"] >= positive_rating).astype(np.int64)
+        frame["rating"] = pd.Series(numbers("rating", events))
+    frame["label"] = (
+        pd.Series(labels(events)) if "label" in events else (frame["rating"] >= positive_rating).astype(np.int64)
+    )
     if source.parts != ("",) * len(source.parts):
-        frame["split"] = np.repeat(np.array(source.parts, dtype=object), events.sizes)
+        frame["split"] = pd.Series(np.repeat(np.array(source.parts, dtype=object), events.sizes), dtype=object)
     holder = events if items is None else items
     if holder.names["title"] != "title":
         print(
@@ -90,30 +98,30 @@ def _typed(source: Source, positive_rating: float) -> tuple[pd.DataFrame, dict[A
             file=sys.stderr,
         )
     known = _titles_of_rows(events, named[0]) if items is None else _titles_of_items(items, named[1])
-    untitled = ~frame["item_id"].isin([item for item, title in known.items() if _is_text(title)])
-    if untitled.any():
-        lacking = frame.loc[untitled, "item_id"].unique().tolist()
+    lacking = [item for item in named[0].unique().tolist() if not _is_text(known.get(item))]
+    if lacking:
         raise problem(
-            events.place(int(untitled.to_numpy().argmax())),
+            events.place(int(named[0].isin(lacking).to_numpy().argmax())),
             f"{len(lacking)} items have no title, for example {listed(lacking[:3])}",
         )
     return frame, {item: title for item, title in known.items() if title}
 
 
 def _titles_of_rows(events: Rows, items: pd.Series) -> dict[Any, str | None]:
-    named = pd.DataFrame({"item": items, "title": pd.Series(titles(events), dtype=object)})
-    distinct = named.drop_duplicates()
-    again = distinct["item"].duplicated()
-    if again.any():
-        row = int(distinct.index[again][0])
-        item, title = named.loc[row]
-        before = int((named["item"] == item).to_numpy().argmax())
+    names, title = titles(events)
+    item, known = pd.factorize(items)
+    first = np.empty(len(known), dtype=np.int64)
+    first[item[::-1]] = np.arange(len(item))[::-1]  # of all rows of an item the first is written last, and stays
+    other = title != title[first][item]
+    if other.any():
+        row = int(other.argmax())
+        before = int(first[item[row]])
         raise problem(
             events.place(row),
-            f"an item_id must have one title, got {shown(title)} for {shown(item)}, which has "
-            f"{shown(named['title'][before])} in {events.place(before).rpartition(', ')[2]}",
+            f"an item_id must have one title, got {shown(names[title[row]])} for {shown(items[row])}, which has "
+            f"{shown(names[title[before]])} in {events.place(before).rpartition(', ')[2]}",
         )
-    return dict(zip(distinct["item"].tolist(), distinct["title"].tolist(), strict=True))
+    return dict(zip(known.tolist(), [names[one] for one in title[first].tolist()], strict=True))
 
 
 def _titles_of_items(items: Rows, item_ids: pd.Series) -> dict[Any, str | None]:
@@ -121,9 +129,10 @@ def _titles_of_items(items: Rows, item_ids: pd.Series) -> dict[Any, str | None]:
     if again.any():
         row = int(again.argmax())
         raise problem(items.place(row), f"item_id must be unique, got {shown(item_ids[row])} again")
-    names = titles(items)
+    found, title = titles(items)
+    names = [found[one] for one in title.tolist()]
     if "release_year" in items:
-        years = [(year or "").strip() for year in items.column("release_year").to_pylist()]
+        years = [(year or "").strip() for year in items.column("release_year").cast(pa.large_string()).to_pylist()]
         names = [
             f"{name.strip()} ({year})" if name and len(year) == 4 and year.isascii() and year.isdecimal() else name
             for name, year in zip(names, years, strict=True)
@@ -134,17 +143,6 @@ def _titles_of_items(items: Rows, item_ids: pd.Series) -> dict[Any, str | None]:
 def _is_text(title: str | None) -> bool:
     """Whether there is anything in it to be seen."""
     return any(letter != " " and letter.isprintable() for letter in title or "")
-
-
-def _without_repeats(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
-    kept = rows.drop_duplicates(["user_id", "item_id", "timestamp"], keep="last")
-    dropped = len(rows) - len(kept)
-    if dropped:
-        warnings.warn(
-            f"{shown_path(path)}: {dropped} rows repeat the user, item and timestamp of a later row and are dropped",
-            stacklevel=3,
-        )
-    return kept
 
 
 def _name(path: Path) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from cora.data.problems import clipped, listed, problem, shown, shown_path
-from cora.data.rows import Rows, plain
+from cora.data.rows import Rows, coded, plain
 from cora.data.text import Choose, open_text, reading
 
 _TYPES = {str: pa.large_string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), None: pa.null()}
@@ -78,7 +78,8 @@ def _column(file: Path, name: str, values: list[Any], lines: np.ndarray) -> pa.C
             raise wrong(row, "at most 2^53 where others have fractions")
         if type(value) is str and not _encodes(value):
             raise wrong(row, "Unicode text")
-    return plain(pa.chunked_array([pa.array(values, _TYPES[first])]))
+    column = plain(pa.chunked_array([pa.array(values, _TYPES[first])]))
+    return column if name == "timestamp" or first is not str else coded(column)
 
 
 def _encodes(text: str) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,17 +14,17 @@ from cora.data.problems import problem, shown, shown_path
 
 @dataclass(frozen=True)
 class Rows:
-    """table: the columns in use, by our names: text for text files, else the types of the file, which are those of one
-    kind in all files (see `kind`). names: our name → the file's own.
-    files, sizes: where the rows are from, and how many are from each. lines: the line of each row in a text file,
-    int64 [rows of the file]; None where rows are counted from 1. is_text: whether a number was written as text.
+    """table: the columns in use, by our names, of one kind in all files (see `kind`) and of one type for each kind
+    (see `plain`). names: our name → the file's own. files, sizes: where the rows are from, and how many are from each.
+    lines: the line of each row in a text file, [rows of the file]; None where rows are counted from 1.
+    is_text: whether all is written as text; a column is then int64 where that says what is written, digit for digit.
     """
 
     table: pa.Table
     names: Mapping[str, str]
     files: tuple[Path, ...]
     sizes: tuple[int, ...]
-    lines: tuple[np.ndarray | None, ...]
+    lines: tuple[Sequence[int] | np.ndarray | None, ...]
     is_text: bool
 
     def __len__(self) -> int:
@@ -46,12 +46,16 @@ class Rows:
 
     def wrong(self, row: int, column: str, expected: str) -> ValueError:
         """The error for one cell: its place, its column by our name, what was expected and what is there."""
+        return problem(self.place(row), f"{column} {expected}, got {shown(self.cell(row, column))}")
+
+    def cell(self, row: int, column: str) -> Any:
+        """What is there, as it is written."""
         cell = self.column(column)[row]
         try:
             value = cell.as_py()
         except (KeyError, OverflowError, ValueError):  # a time zone or a year that Python does not have
             value = cell.value
-        return problem(self.place(row), f"{column} {expected}, got {shown(value)}")
+        return str(value) if self.is_text and isinstance(value, int) else value
 
 
 class Source(NamedTuple):
@@ -64,21 +68,23 @@ class Source(NamedTuple):
     items: Rows | None = None
 
 
-def kind(column: pa.ChunkedArray) -> str:
+def kind(column: pa.ChunkedArray | pa.Field) -> str:
     """text, integer, float, decimal, bool, time, null, or the name of a type that no column of ours can have."""
     return next((name for name, is_one in _KINDS.items() if is_one(column.type)), str(column.type))
 
 
 def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The same values in the one type that we use for their kind, without dictionaries, runs and extension types.
+    """The same values in the one type that we use for their kind, without runs and extension types.
 
-    text: large_string; integer: int64, but uint64 where a value is beyond; float: float64; time: as it is in UTC, a
-    date being its first moment; decimals that are whole: integer.
+    text: large_string, in a dictionary (see `coded`) if it came in one; integer: int64, but uint64 where a value is
+    beyond; float: float64; time: as it is in UTC, a date being its first moment; decimals that are whole: integer.
     """
     while True:
         found = column.type
         if isinstance(found, pa.BaseExtensionType):
             column = pa.chunked_array([chunk.storage for chunk in column.chunks], found.storage_type)
+        elif pa.types.is_dictionary(found) and kind(column) == "text":
+            return coded(column)
         elif pa.types.is_dictionary(found):
             column = column.cast(found.value_type)
         elif pa.types.is_run_end_encoded(found):
@@ -101,6 +107,29 @@ def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
+def coded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of text as one chunk of codes into a dictionary of its distinct values: 4 bytes a row, however long."""
+    chunks = [coded_chunk(chunk) for chunk in column.chunks]
+    whole = pa.chunked_array(chunks, _CODED).unify_dictionaries().combine_chunks()
+    return pa.chunked_array([whole], _CODED)
+
+
+def coded_chunk(chunk: pa.Array) -> pa.DictionaryArray:
+    """The same of a piece of such a column."""
+    if pa.types.is_dictionary(chunk.type):
+        values = chunk.dictionary.cast(pa.large_string())
+        if not values.null_count and len(values.unique()) == len(values):
+            return pa.DictionaryArray.from_arrays(chunk.indices.cast(pa.int32()), values)
+        chunk = chunk.cast(chunk.type.value_type)
+    return chunk.cast(pa.large_string()).dictionary_encode()
+
+
+def distinct(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+    """The distinct values of a column of text, and the place of each row's among them, int32 [rows], -1 for none."""
+    (found,) = coded(column).chunks
+    return found.dictionary, found.indices.fill_null(-1).to_numpy()
+
+
 def together(all_rows: Sequence[Rows]) -> Rows:
     """The rows of several files as one. Raises ValueError where their columns are not the same or not of one kind."""
     first = all_rows[0]
@@ -114,7 +143,7 @@ def together(all_rows: Sequence[Rows]) -> Rows:
                 f"{sorted({name for _, name in odd})}",
             )
     for name in first.names:
-        found = _one_type(name, [(rows.column(name), rows.files[0]) for rows in all_rows])
+        found = _one_type(name, [(rows.column(name), rows.files[0]) for rows in all_rows], first.is_text)
         columns[name] = pa.chunked_array([chunk for one in found for chunk in one.chunks], found[0].type)
     return Rows(
         pa.table(columns),
@@ -126,12 +155,15 @@ def together(all_rows: Sequence[Rows]) -> Rows:
     )
 
 
-def _one_type(name: str, columns: list[tuple[pa.ChunkedArray, Path]]) -> list[pa.ChunkedArray]:
+def _one_type(name: str, columns: list[tuple[pa.ChunkedArray, Path]], is_text: bool) -> list[pa.ChunkedArray]:
     """The columns of that name in one type; those without any value take the type of the others."""
     typed = [one for one in columns if kind(one[0]) != "null"] or columns[:1]
     target, known = typed[0][0].type, typed[0][1]
-    if all(kind(one) == "time" for one, _ in typed):
+    kinds = {kind(one) for one, _ in typed}
+    if kinds == {"time"}:
         target = pa.timestamp(max((one.type.unit for one, _ in typed), key=("s", "ms", "us", "ns").index))
+    if kinds == {"text"} or (is_text and kinds == {"text", "integer"}):
+        return [coded(one.cast(pa.large_string()) if kind(one) == "integer" else one) for one, _ in columns]
     cast = []
     for one, file in columns:
         both_times = kind(one) == "time" and pa.types.is_timestamp(target)
@@ -144,8 +176,10 @@ def _one_type(name: str, columns: list[tuple[pa.ChunkedArray, Path]]) -> list[pa
     return cast
 
 
+_TEXT = ("string", "large_string", "string_view")
+_CODED = pa.dictionary(pa.int32(), pa.large_string())
 _KINDS = {
-    "text": lambda found: str(found) in ("string", "large_string", "string_view"),
+    "text": lambda found: str(found.value_type if pa.types.is_dictionary(found) else found) in _TEXT,
     "integer": pa.types.is_integer,
     "float": pa.types.is_floating,
     "decimal": pa.types.is_decimal,

@@ -10,7 +10,7 @@ from cora.data.choosing import event_columns
 from cora.data.json_lines import read_json_lines
 from cora.data.parts import part_files, suffix_of
 from cora.data.problems import clipped, problem
-from cora.data.rows import Rows, Source, plain, together
+from cora.data.rows import Rows, Source, kind, plain, together
 from cora.data.text import read_separated
 
 FORMS = "train and valid or numbered parts as .parquet, .csv, .tsv or .jsonl"
@@ -49,6 +49,9 @@ def _read_parquet(file: Path) -> Rows:
         # Spark's old INT96 times would overflow in nanoseconds, without a word.
         opened = parquet.ParquetFile(file, coerce_int96_timestamp_unit="us")
         names = _choose(file, opened.schema_arrow.names)
+        texts = [name for name in names.values() if kind(opened.schema_arrow.field(name)) == "text"]
+        coded_names = [name for name in texts if name != names["timestamp"]]
+        opened = parquet.ParquetFile(file, coerce_int96_timestamp_unit="us", read_dictionary=coded_names)
         table = opened.read(columns=list(names.values()))
         columns = {ours: plain(table[name]) for ours, name in names.items()}
     except (pa.ArrowException, OSError) as error:

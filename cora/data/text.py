@@ -5,6 +5,7 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import IO
@@ -12,8 +13,9 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 
+from cora.data.blocks import Odd, blocks
 from cora.data.problems import listed, problem, shown_path
-from cora.data.rows import Rows
+from cora.data.rows import Rows, coded, coded_chunk
 
 _CHUNK = 100_000  # rows that stand as Python objects at a time
 
@@ -41,22 +43,39 @@ def read_separated(
         # Without a header a lone \r in the first row may be a part of a value, and files from old Macs have headers.
         end = _line_end(file, encoding, ("\r\n", "\n", "\r") if header is None else ("\r\n", "\n"))
         fields = (_quoted_rows if quoted else _bare_rows)(file, separator, encoding, end)
+        has_header = header is None
         if header is None:
             _, header = next(fields, (0, None))
             if header is None:
                 raise problem(file, "the file is empty")
         names = choose(file, header)
-        chosen = itemgetter(*(list(header).index(name) for name in names.values()))
-        collected = _Collected(names)
-        for line, row in fields:
-            if len(row) != len(header):
-                raise problem(
-                    f"{shown_path(file)}, line {line}",
-                    f"expected {len(header)} fields, as in the header, got {len(row)}"
-                    f"{' (a separator at the end of the row)' if row[-1] == '' else ''}: {listed(row)}",
-                )
-            collected.add(line, chosen(row))
-        return collected.rows(file, is_text=True)
+        wanted = [list(header).index(name) for name in names.values()]
+        if encoding == "utf-8":
+            try:
+                collected = Collected(names)
+                for block in blocks(file, end, separator, quoted, has_header, len(header), wanted):
+                    collected.add(block.lines, block.columns)
+                return collected.rows(file)
+            except Odd:
+                pass  # read again, row by row, which tells what is wrong and where
+        chosen = itemgetter(*wanted)
+        collected = Collected(names)
+        rows = _of_width(file, fields, len(header))
+        while part := list(islice(rows, _CHUNK)):
+            columns = zip(*(chosen(row) for _, row in part), strict=True)
+            collected.add([line for line, _ in part], [pa.array(cells, pa.large_string()) for cells in columns])
+        return collected.rows(file)
+
+
+def _of_width(file: Path, rows: Iterator[tuple[int, list[str]]], width: int) -> Iterator[tuple[int, list[str]]]:
+    for line, row in rows:
+        if len(row) != width:
+            raise problem(
+                f"{shown_path(file)}, line {line}",
+                f"expected {width} fields, as in the header, got {len(row)}"
+                f"{' (a separator at the end of the row)' if row[-1] == '' else ''}: {listed(row)}",
+            )
+        yield line, row
 
 
 def is_utf8(file: Path) -> bool:
@@ -67,32 +86,55 @@ def is_utf8(file: Path) -> bool:
         return False
 
 
-class _Collected:
-    """Rows of text on their way into columns."""
+class Collected:
+    """Blocks of text on their way into columns: of numbers where all of it is whole numbers, else of codes."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
-        self._cells: list[tuple[str, ...]] = []
-        self._lines: list[int] = []
+        self._lines: list[Sequence[int] | np.ndarray] = []
         self._chunks: list[list[pa.Array]] = [[] for _ in names]
 
-    def add(self, line: int, cells: tuple[str, ...]) -> None:
-        self._lines.append(line)
-        self._cells.append(cells)
-        if len(self._cells) == _CHUNK:
-            self._flush()
+    def add(self, lines: Sequence[int] | np.ndarray, columns: Sequence[pa.Array]) -> None:
+        """Of some rows their lines and, by our names, their cells, large_string [rows] each."""
+        first, last = int(lines[0]), int(lines[-1])
+        if last - first < len(lines):  # without empty lines between: their borders are enough
+            lines = range(first, last + 1)
+            if self._lines and isinstance(before := self._lines[-1], range) and before.stop == first:
+                lines = range(self._lines.pop()[0], last + 1)
+        self._lines.append(lines)
+        for name, chunks, cells in zip(self._names, self._chunks, columns, strict=True):
+            is_whole = not chunks or pa.types.is_integer(chunks[-1].type)
+            whole = _as_whole(cells) if is_whole else None
+            if whole is not None:
+                chunks.append(whole)
+            else:
+                # Times hardly repeat: codes would be more than what they stand for.
+                chunks.append(cells if name == "timestamp" else cells.dictionary_encode())
 
-    def _flush(self) -> None:
-        columns = zip(*self._cells, strict=True) if self._cells else [()] * len(self._chunks)
-        for chunks, cells in zip(self._chunks, columns, strict=True):
-            chunks.append(pa.array(cells, pa.large_string()))
-        self._cells.clear()
+    def rows(self, file: Path) -> Rows:
+        lines = self._lines[0] if len(self._lines) == 1 else np.concatenate([np.empty(0, np.int64), *self._lines])
+        columns = {name: _one_kind(chunks) for name, chunks in zip(self._names, self._chunks, strict=True)}
+        return Rows(pa.table(columns), self._names, (file,), (len(lines),), (lines,), is_text=True)
 
-    def rows(self, file: Path, is_text: bool) -> Rows:
-        self._flush()
-        columns = [pa.chunked_array(chunks) for chunks in self._chunks]
-        lines = np.array(self._lines, dtype=np.int64)
-        return Rows(pa.table(columns, list(self._names)), self._names, (file,), (len(lines),), (lines,), is_text)
+
+def _as_whole(cells: pa.Array) -> pa.Array | None:
+    """int64 of which each reads as the text does: "007" is a name."""
+    try:
+        whole = cells.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+    return whole if whole.cast(pa.large_string()).equals(cells) else None
+
+
+def _one_kind(chunks: list[pa.Array]) -> pa.ChunkedArray:
+    if not chunks:
+        return pa.chunked_array([], pa.large_string())
+    if pa.types.is_integer(chunks[-1].type):
+        return pa.chunked_array(chunks)
+    texts = [chunk.cast(pa.large_string()) if pa.types.is_integer(chunk.type) else chunk for chunk in chunks]
+    if pa.types.is_dictionary(texts[-1].type):
+        return coded(pa.chunked_array([coded_chunk(one) for one in texts]))
+    return pa.chunked_array(texts)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def times(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     if of_kind == "float":
         return _of_floats(rows, column.to_numpy())
     if of_kind == "text":
-        column = pc.utf8_trim_whitespace(column)
+        column = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
         is_number = pc.match_substring_regex(column, f"^({_NUMBER})$")
         if not pc.any(is_number).as_py():
             return _of_dates(rows, column.to_pylist())
@@ -93,7 +93,7 @@ def _in_seconds(rows: Rows, whole: np.ndarray, fractions: np.ndarray) -> tuple[n
         expected = f"must be in one unit, and it is {_UNITS[unit]} in {rows.place(int(told[0])).rpartition(', ')[2]}"
         raise rows.wrong(int(other[0]), "timestamp", expected)
     if _all_compact(whole):
-        value = shown(rows.column("timestamp")[0].as_py())
+        value = shown(rows.cell(0, "timestamp"))
         raise problem(
             rows.place(0),
             f"timestamp {value} may be a date without separators or {_UNITS[unit]}; write 2014-07-18",

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cora.data.problems import problem
-from cora.data.rows import Rows, kind
+from cora.data.rows import Rows, distinct, kind
 
-_WHOLE = "^(0|-?[1-9][0-9]{0,18})$"  # "007" is a name: an id must read the same when written back
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -26,29 +25,36 @@ def ids(column: str, all_rows: Sequence[Rows]) -> list[pd.Series]:
     """
     found = [_checked_ids(column, rows) for rows in all_rows]
     kinds = {kind(one) for one in found}
+    if len(kinds) > 1 and all(rows.is_text for rows in all_rows):
+        found, kinds = [one.cast(pa.large_string()) for one in found], {"text"}
     if len(kinds) > 1:
         raise problem(all_rows[0].files[0], f"{column} is {kind(found[0])}, but not in {all_rows[-1].files[0].name}")
-    if kinds == {"text"} and all(rows.is_text for rows in all_rows):
-        try:
-            if all(pc.all(pc.match_substring_regex(one, _WHOLE)).as_py() for one in found):
-                found = [one.cast(pa.int64()) for one in found]
-        except pa.ArrowInvalid:  # 19 digits that are beyond int64: text, as longer ones are
-            pass
-    return [pd.Series(one.to_numpy(), dtype=np.int64 if kind(one) == "integer" else object) for one in found]
+    if kinds == {"integer"}:
+        return [pd.Series(one.to_numpy()) for one in found]
+    return [pd.Series(as_objects(*distinct(one)), dtype=object) for one in found]
+
+
+def as_objects(values: pa.Array, codes: np.ndarray) -> np.ndarray:
+    """The values of the rows as Python has them, None for none: one object for each distinct value."""
+    return np.array([*values.to_pylist(), None], dtype=object)[codes]
 
 
 def _checked_ids(column: str, rows: Rows) -> pa.ChunkedArray:
     found = rows.column(column)
-    missing = pc.is_null(found)
+    missing = found.is_null().to_numpy()
     if kind(found) == "text":
-        missing = pc.or_(missing, pc.fill_null(pc.equal(found, ""), False))
-    count = pc.sum(missing).as_py()
-    if count:
-        raise problem(rows.place(_first(missing)), f"{column} is missing in {count} of {len(rows)} rows")
+        values, codes = distinct(found)
+        missing = missing | _chosen(pc.equal(values, ""), codes)
+    if missing.any():
+        raise problem(
+            rows.place(int(missing.argmax())), f"{column} is missing in {int(missing.sum())} of {len(rows)} rows"
+        )
     if kind(found) == "text":
-        odd = pc.or_(pc.not_equal(pc.utf8_trim_whitespace(found), found), pc.match_substring(found, "\0"))
-        if pc.any(odd).as_py():
-            raise rows.wrong(_first(odd), column, "must not begin or end in a blank or hold a zero byte")
+        odd = _chosen(
+            pc.or_(pc.not_equal(pc.utf8_trim_whitespace(values), values), pc.match_substring(values, "\0")), codes
+        )
+        if odd.any():
+            raise rows.wrong(int(odd.argmax()), column, "must not begin or end in a blank or hold a zero byte")
     elif kind(found) != "integer":
         raise rows.wrong(0, column, f"must be integer or text, not {_pandas_name(found.type)}")
     elif found.type != pa.int64():
@@ -56,6 +62,11 @@ def _checked_ids(column: str, rows: Rows) -> pa.ChunkedArray:
             _first(pc.greater(found, pa.scalar(2**63 - 1, pa.uint64()))), column, "must be within int64 (or text)"
         )
     return found
+
+
+def _chosen(of_values: pa.Array, codes: np.ndarray) -> np.ndarray:
+    """bool [rows]: what is said of each row's value; of a row without one, false."""
+    return np.append(of_values.to_numpy(zero_copy_only=False), False)[codes]
 
 
 def numbers(column: str, rows: Rows, expected: str = "must be a finite number") -> np.ndarray:
@@ -75,15 +86,22 @@ def numbers(column: str, rows: Rows, expected: str = "must be a finite number") 
         return values
     if kind(found) not in ("text", "integer", "decimal"):
         raise rows.wrong(0, column, f"{expected}, not {_pandas_name(found.type)}")
-    texts = found.cast(pa.large_string()).combine_chunks().dictionary_encode()
-    distinct = [_number(text) for text in texts.dictionary.to_pylist()]
-    codes = texts.indices.to_numpy()
-    bad = np.isin(codes, [code for code, value in enumerate(distinct) if value is None])
+    if found.type == pa.int64():
+        whole = found.to_numpy()
+        values = whole.astype(np.float64)
+        large = np.flatnonzero((whole > 2**53) | (whole < -(2**53)))
+        bad = large[[int(values[row]) != int(whole[row]) for row in large]] if len(large) else large
+        if len(bad):
+            raise rows.wrong(int(bad[0]), column, "must be a number that float64 holds exactly")
+        return values
+    texts, codes = distinct(found if kind(found) == "text" else found.cast(pa.large_string()))
+    of_texts = [_number(text) for text in texts.to_pylist()]
+    bad = np.isin(codes, [code for code, value in enumerate(of_texts) if value is None])
     if bad.any():
         row = int(bad.argmax())
-        is_whole = texts[row].as_py().strip().lstrip("+-").isdecimal()
+        is_whole = texts[codes[row]].as_py().strip().lstrip("+-").isdecimal()
         raise rows.wrong(row, column, "must be a number that float64 holds exactly" if is_whole else expected)
-    return np.array(distinct, dtype=np.float64)[codes]
+    return np.array(of_texts, dtype=np.float64)[codes]
 
 
 def _number(text: str) -> float | None:
@@ -112,15 +130,17 @@ def labels(rows: Rows) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def titles(rows: Rows) -> list[str | None]:
-    """The column `title`, exactly as written; integers as their digits, None where there is no title.
+def titles(rows: Rows) -> tuple[list[str | None], np.ndarray]:
+    """The distinct values in the column `title`, exactly as written, integers as their digits, with None for no title;
+    and the place of each row's among them, int32 [rows].
 
     Raises ValueError, naming file, row and value, for other types.
     """
     found = rows.column("title")
     if kind(found) not in ("text", "integer", "null"):
         raise rows.wrong(0, "title", f"must be text, not {_pandas_name(found.type)}")
-    return list(found.cast(pa.large_string()).to_pylist())
+    values, codes = distinct(found if kind(found) == "text" else found.cast(pa.large_string()))
+    return [*values.to_pylist(), None], np.where(codes < 0, len(values), codes)
 
 
 def _first(mask: pa.ChunkedArray) -> int:
