@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
+from cora.data import with_histories
 from cora.llm.batches import token_batches
 from cora.prompts import PromptDataset
 from cora.runs.prepare import Prepared
@@ -24,10 +25,11 @@ def rows_of_training(prepared: Prepared) -> pd.DataFrame:
     settings = prepared.method_config
     wanted = config.steps * config.batch_size
     if not settings.splits_prompts:
-        return config.sampled(train, wanted)
+        return prepared.drawn("train", wanted)
     family = families(train, prepared.data.frame, settings.family_size)
     drawn = np.random.default_rng(config.seed).permutation(family.max() + 1)[:wanted]
-    return as_of_first(train, family)[np.isin(family, drawn)]
+    chosen = np.isin(family, drawn)
+    return with_histories(as_of_first(train[chosen], family[chosen]), prepared.splits, settings.max_history)
 
 
 def families(rows: pd.DataFrame, known: pd.DataFrame, most: int) -> np.ndarray:
@@ -54,12 +56,12 @@ def families(rows: pd.DataFrame, known: pd.DataFrame, most: int) -> np.ndarray:
 
 
 def as_of_first(rows: pd.DataFrame, family: np.ndarray) -> pd.DataFrame:
-    """The rows with timestamp and history of the earliest row of their families."""
+    """The rows with the timestamp of the earliest row of their families, and so with its past."""
     order = np.argsort(rows["timestamp"].to_numpy(), kind="stable")
     _, firsts, inverse = np.unique(family[order], return_index=True, return_inverse=True)
     first = np.empty(len(rows), dtype=np.int64)
     first[order] = order[firsts[inverse]]
-    return rows.assign(**{name: rows[name].to_numpy()[first] for name in ("timestamp", "history")})
+    return rows.assign(timestamp=rows["timestamp"].to_numpy()[first])
 
 
 def families_of_prompts(prompts: PromptDataset) -> list[list[int]]:

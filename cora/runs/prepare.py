@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cora.collaborative import CollaborativeEmbeddings, FoldIn, pasts
-from cora.data import Interactions, Splits, add_histories, load_interactions, split
+from cora.data import Interactions, Splits, load_interactions, split, with_histories
 from cora.llm.loading import load_tokenizer
 from cora.methods.config import MethodConfig
 from cora.prompts import PromptDataset, PromptEncoder
@@ -26,17 +26,28 @@ class Prepared:
 
     @cached_property
     def splits(self) -> Splits:
-        """Train, valid and, where there is one, test: with histories, and `warm` for rows of known user and item."""
+        """Train, valid and, where there is one, test, with `warm` for rows of known user and item."""
         config = self.config
         by = "ratio" if "split" in self.data.frame else config.split
         parts = split(self.data, by, valid_from=config.valid_from, test_from=config.test_from, last=config.leave_last)
-        parts = add_histories(parts, self.method_config.max_history)
-        users, items = (set(parts.train[name].tolist()) for name in ("user_id", "item_id"))
+        users, items = (parts.train[name].unique() for name in ("user_id", "item_id"))
         warm = {
-            name: frame.assign(warm=frame["user_id"].isin(users) & frame["item_id"].isin(items))
+            name: frame.assign(
+                warm=True if name == "train" else frame["user_id"].isin(users) & frame["item_id"].isin(items)
+            )
             for name, frame in parts.parts().items()
         }
         return Splits(warm["train"], warm["valid"], warm.get("test"))
+
+    def drawn(self, part: str, rows: int) -> pd.DataFrame:
+        """So many rows of a part, drawn at random by the seed, 0 for all; with histories, which the others go without.
+
+        Raises ValueError for a part that the data does not have.
+        """
+        parts = self.splits.parts()
+        if part not in parts:
+            raise ValueError(f"part: {self.data.name} has {', '.join(parts)}, got {part!r}")
+        return with_histories(self.config.sampled(parts[part], rows), self.splits, self.method_config.max_history)
 
     def user_vectors(
         self, embeddings: CollaborativeEmbeddings, rows: pd.DataFrame, part: str | None = None
@@ -45,11 +56,11 @@ class Prepared:
 
         part: what the rows are called where how many of them have unknown ids is said, in one line.
         """
-        items, labels = pasts(rows, self.data.frame) if self.config.folds_in else ([], [])
+        past = pasts(rows, self.splits.of_users(rows["user_id"])) if self.config.folds_in else None
         if part is not None:
-            past = list({item for one in items for item in one})
-            embeddings.report_unknown(part, rows["user_id"].tolist(), rows["item_id"].tolist(), past)
-        return FoldIn(embeddings).vectors(items, labels) if self.config.folds_in else None
+            others = [] if past is None else pd.unique(past[0].values).tolist()
+            embeddings.report_unknown(part, rows["user_id"].tolist(), rows["item_id"].tolist(), others)
+        return None if past is None else FoldIn(embeddings).vectors(*past)
 
     def prompts(self, rows: pd.DataFrame, user_vectors: Tensor | None) -> PromptDataset:
         """The rows, which have histories, as the language model reads them."""

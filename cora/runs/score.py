@@ -31,10 +31,7 @@ def evaluate(run: str | Path, data: str | None = None, part: str = "test", rows:
     if rows < 0:
         raise ValueError(f"rows: expected a whole number from 0, got {rows}")
     prepared = prepare(config)
-    parts = prepared.splits.parts()
-    if part not in parts:
-        raise ValueError(f"part: {prepared.data.name} has {', '.join(parts)}, got {part!r}")
-    chosen = config.sampled(parts[part], rows).reset_index(drop=True)
+    chosen = prepared.drawn(part, rows).reset_index(drop=True)
     embeddings = folder.vectors()
     model = load_model(folder, config)
     vectors = prepared.user_vectors(embeddings, chosen, part)

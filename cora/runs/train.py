@@ -90,16 +90,15 @@ def _collaborative(config: RunConfig, run: RunFolder, splits: Splits) -> Collabo
 
 def _rows(prepared: Prepared) -> tuple[str, dict[str, pd.DataFrame]]:
     """The part that is reported on, and the rows used of every part."""
-    config, splits = prepared.config, prepared.splits
+    config = prepared.config
+    wanted = {"valid": config.valid_rows, "test": config.test_rows}
     rows = {
-        "train": rows_of_training(prepared),
-        "valid": config.sampled(splits.valid, config.valid_rows),
+        name: rows_of_training(prepared) if name == "train" else prepared.drawn(name, wanted[name])
+        for name in prepared.splits.parts()
     }
     if rows["valid"]["label"].nunique() < 2:
         raise ValueError(f"valid_rows: the {len(rows['valid'])} rows drawn have one label only, an AUC needs both")
-    if splits.test is None:
-        return "valid", rows
-    return "test", rows | {"test": config.sampled(splits.test, config.test_rows)}
+    return "test" if "test" in rows else "valid", rows
 
 
 def _earlier_predictions(run: RunFolder, rows: pd.DataFrame) -> pd.DataFrame:
