@@ -76,9 +76,7 @@ def _of_users(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     return known[known["user_id"].isin(rows["user_id"].unique()).to_numpy()]
 
 
-def _before(
-    rows: pd.DataFrame, known: pd.DataFrame, columns: list[str], newest: int | None = None
-) -> list[Ragged]:
+def _before(rows: pd.DataFrame, known: pd.DataFrame, columns: list[str], newest: int | None = None) -> list[Ragged]:
     """Each of the columns of `known` in the past of each row, the `newest` of it or all, oldest first."""
     users, names = pd.factorize(known["user_id"])
     # The rank of a time stands for it, so that (user, time) is one sortable number whatever the times are.

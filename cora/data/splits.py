@@ -8,7 +8,6 @@ import pandas as pd
 
 from cora.data.interactions import Interactions
 
-
 _EVENT = ["user_id", "item_id", "label", "timestamp"]
 
 
