@@ -3,7 +3,7 @@
 from cora.collaborative.bayes import train_bayes
 from cora.collaborative.embeddings import CollaborativeEmbeddings
 from cora.collaborative.fitting import FitResult
-from cora.collaborative.fold_in import FoldIn
+from cora.collaborative.fold_in import FoldIn, items_without_own_rating
 from cora.collaborative.mf import train_mf
 from cora.data.histories import pasts
 
@@ -13,5 +13,6 @@ MFResult = FitResult  # the name that it had while matrix factorisation was the 
 COLLABORATIVE = {"mf": train_mf, "bayes": train_bayes}
 
 __all__ = [
-    "COLLABORATIVE", "CollaborativeEmbeddings", "FitResult", "FoldIn", "MFResult", "pasts", "train_bayes", "train_mf",
+    "COLLABORATIVE", "CollaborativeEmbeddings", "FitResult", "FoldIn", "MFResult", "items_without_own_rating", "pasts",
+    "train_bayes", "train_mf",
 ]  # fmt: skip

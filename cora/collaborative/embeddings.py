@@ -84,12 +84,28 @@ class CollaborativeEmbeddings:
                 stacklevel=2,
             )
 
-    def score(self, user_ids: Ids, item_ids: Ids, user_vectors: Tensor | None = None) -> Tensor:
-        """<e_u, e_i> [n] of n pairs in the tables' dtype, what matrix factorisation ranks by. user_vectors [n, d]:
-        the e_u, in place of the table's."""
+    def vectors(
+        self, user_ids: Ids, item_ids: Ids, user_vectors: Tensor | None = None, item_vectors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """e_u [n, d] and e_i [n, d] of n pairs: those given, and of the tables what is not."""
         if user_vectors is None:
             user_vectors = self.user_table[self.lookup_users(user_ids)]
-        return (user_vectors * self.item_table[self.lookup_items(item_ids)]).sum(1)
+        if item_vectors is None:
+            item_vectors = self.item_table[self.lookup_items(item_ids)]
+        return user_vectors, item_vectors
+
+    def score(
+        self, user_ids: Ids, item_ids: Ids, user_vectors: Tensor | None = None, item_vectors: Tensor | None = None
+    ) -> Tensor:
+        """<e_u, e_i> [n] of n pairs in the tables' dtype, what matrix factorisation ranks by. user_vectors [n, d],
+        item_vectors [n, d]: the e_u and the e_i, in place of the tables'."""
+        e_u, e_i = self.vectors(user_ids, item_ids, user_vectors, item_vectors)
+        return (e_u * e_i).sum(1)
+
+    @property
+    def swapped(self) -> "CollaborativeEmbeddings":
+        """The same with users for items and items for users."""
+        return CollaborativeEmbeddings(self.item_ids, self.user_ids, self.items, self.users)
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file: users [U, d], items [I, d], user_ids and item_ids (int64 [n], or uint8 [n, bytes]

@@ -72,6 +72,16 @@ def pasts(rows: pd.DataFrame, known: pd.DataFrame) -> tuple[Ragged, Ragged]:
     return items, labels
 
 
+def raters(rows: pd.DataFrame, known: pd.DataFrame) -> tuple[Ragged, Ragged]:
+    """Users who have a row with the item of each of `rows` in `known`, at any time, and their labels, the row's own
+    user left out.
+
+    rows: user_id, item_id; known: those, timestamp and label.
+    """
+    swap = {"user_id": "item_id", "item_id": "user_id"}
+    return pasts(rows.rename(columns=swap).assign(timestamp=np.iinfo(np.int64).max), known.rename(columns=swap))
+
+
 def _of_users(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     return known[known["user_id"].isin(rows["user_id"].unique()).to_numpy()]
 

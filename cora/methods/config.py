@@ -168,14 +168,18 @@ class PairConfig(MethodConfig):
                    what it leaves over. For vectors whose inner product is the logit of a like, as those trained here
     user_dropout   share of samples whose user is taken for unknown in training: for vectors that have memorised the
                    rows they were trained on
+    item_dropout   share of samples whose item is: the text has to say then what the vector does not, as of items that
+                   nobody has rated yet
 
     Raises TypeError or ValueError that names the field.
     """
 
     offset: bool = False
     user_dropout: float = 0.0
+    item_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_flag("offset", self.offset)
         check_share("user_dropout", self.user_dropout)
+        check_share("item_dropout", self.item_dropout)

@@ -73,6 +73,11 @@ class MethodModel(nn.Module):
         """The handle of the patched language model."""
         return self.scorer.patch
 
+    def told(self, samples: Samples) -> Samples:
+        """The samples as the method is told of them: of some, in training, it may be told less. Of those that are so
+        already nothing is changed."""
+        return samples
+
     def deltas(self, samples: Samples) -> dict[str, Delta]:
         """{linear name: Delta} of a batch: what the language model is for these users and items."""
         raise NotImplementedError
@@ -95,21 +100,24 @@ class MethodModel(nn.Module):
         labels: Tensor | None = None,
         user_vectors: Tensor | None = None,
         prefix_lengths: Tensor | None = None,
+        item_vectors: Tensor | None = None,
     ) -> MethodOutput:
         """The score of each prompt for its user and item, and its loss.
 
         loss = mean binary cross-entropy with logits against labels. input_ids [B, T]; attention_mask [B, T] of 0 and 1,
         padded left or right, None for no padding; user_ids, item_ids: B ids each, int64 tensor or list, as in the
         embeddings; labels [B] of 0 and 1; user_vectors [B, d] float: e_u as of now, from a history encoder or `FoldIn`,
-        in place of the embeddings' rows. prefix_lengths: int64 [B], where the method splits prompts, how many tokens of
-        each come before the title asked about; prompts of one user that begin with the same tokens are then computed
-        once up to there, on a CPU, and each by itself elsewhere.
+        in place of the embeddings' rows; item_vectors [B, d] likewise, e_i as it would be without the sample's label.
+        prefix_lengths: int64 [B], where the method splits prompts, how many tokens of each come before the title asked
+        about; prompts of one user that begin with the same tokens are then computed once up to there, on a CPU, and
+        each by itself elsewhere.
 
         Raises ValueError for shapes that do not fit, for other labels and for a prompt without tokens.
         """
-        samples = Samples(user_ids, item_ids, user_vectors)
+        samples = Samples(user_ids, item_ids, user_vectors, item_vectors=item_vectors)
         attention_mask = self._checked(input_ids, attention_mask, samples)
         self._check_split(prefix_lengths, attention_mask)
+        samples = self.told(samples)
         if labels is not None:
             check_labels(labels, len(input_ids))
         prompts = self.prompts(input_ids, attention_mask, samples, prefix_lengths)

@@ -45,24 +45,45 @@ class PairModel(MethodModel):
     def vector_width(self) -> int:
         return self.embeddings.users.shape[1]
 
+    def told(self, samples: Samples) -> Samples:
+        """In training some users and some items are taken for unknown, by the shares of the configuration."""
+        shares = self.config.user_dropout, self.config.item_dropout
+        if not self.training or not any(shares) or samples.unknown_users is not None:
+            return samples
+        users, items = (torch.rand(len(samples.user_ids)) < share for share in shares)
+        if self.config.splits_prompts:  # All of a user alike: those that are told the same share their beginning.
+            of: dict[Any, int] = {}
+            users = users[[of.setdefault(owner, len(of)) for owner in samples.owners()]]
+        return samples._replace(unknown_users=users, unknown_items=items)
+
     def offsets(self, samples: Samples) -> Tensor | None:
         if not self.config.offset:
             return None
-        return self.embeddings.score(samples.user_ids, samples.item_ids, samples.user_vectors)
+        e_u, e_i = self.embeddings.vectors(*samples[:3], samples.item_vectors)
+        if samples.unknown_users is not None and samples.unknown_items is not None:
+            e_u = torch.where(samples.unknown_users[:, None], self.embeddings.users.mean(0), e_u)
+            e_i = torch.where(samples.unknown_items[:, None], self.embeddings.items.mean(0), e_i)
+        return (e_u * e_i).sum(1)
 
     def pair(self, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
-        """e_u [B, d], e_i [B, d] and affinity [B] as `Pairs` gives them, of samples without an item those of the mean
-        item; in training some users taken for unknown."""
-        user_vectors = samples.user_vectors
-        users = self.embeddings.lookup_users(samples.user_ids) if user_vectors is None else user_vectors.clone()
-        if self.training and self.config.user_dropout > 0:
-            unknown = len(self.embeddings.users) if user_vectors is None else self.pairs.user_mean.to(users)
-            users[_drawn(samples) < self.config.user_dropout] = unknown
-        items = self.embeddings.lookup_items(samples.item_ids)
+        """e_u [B, d], e_i [B, d] and affinity [B] as `Pairs` gives them, those of the means where a user or an item is
+        unknown, the mean item of samples without an item."""
+        samples = self.told(samples)
+        users, items = samples.user_vectors, samples.item_vectors
+        users = self.embeddings.lookup_users(samples.user_ids) if users is None else users.clone()
+        items = self.embeddings.lookup_items(samples.item_ids) if items is None else items.clone()
+        if samples.unknown_users is not None and samples.unknown_items is not None:
+            users[samples.unknown_users] = self._unknown(users, self.pairs.user_mean, len(self.embeddings.users))
+            items[samples.unknown_items] = self._unknown(items, self.pairs.item_mean, len(self.embeddings.items))
         if samples.without_item is not None:
-            items[samples.without_item] = len(self.embeddings.items)
+            items[samples.without_item] = self._unknown(items, self.pairs.item_mean, len(self.embeddings.items))
         pair: tuple[Tensor, Tensor, Tensor] = self.pairs(users, items)
         return pair
+
+    @staticmethod
+    def _unknown(told: Tensor, mean: Tensor, row: int) -> Tensor | int:
+        """What stands for an unknown one: the mean among vectors, the row behind the last among rows."""
+        return mean.to(told) if told.is_floating_point() else row
 
     @classmethod
     def _file_names(cls) -> tuple[str, ...]:
@@ -74,12 +95,3 @@ class PairModel(MethodModel):
     @classmethod
     def _built(cls, base_model: PreTrainedModel, config: Any, folder: Path) -> "Self":
         return cls(base_model, config, CollaborativeEmbeddings.load(folder / _EMBEDDINGS))
-
-
-def _drawn(samples: Samples) -> Tensor:
-    """A number for each sample, uniform in [0, 1): one for all of a user where prompts are several samples."""
-    if samples.without_item is None:
-        return torch.rand(len(samples.user_ids))
-    of: dict[Any, int] = {}
-    rows = [of.setdefault(owner, len(of)) for owner in samples.owners()]
-    return torch.rand(len(of))[rows]

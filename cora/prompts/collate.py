@@ -13,7 +13,7 @@ class PromptCollator:
     """Items of a `PromptDataset`, or lists of them, → one batch of them all, padded to its longest prompt.
 
     input_ids, attention_mask: int64 [B, T]; user_ids, item_ids: int64 [B], or lists of str; labels: float32 [B];
-    user_vectors [B, d] and prefix_lengths int64 [B] where the items have them.
+    user_vectors, item_vectors [B, d] and prefix_lengths int64 [B] where the items have them.
     A tokenizer without a pad token pads with its end-of-text token: padding is told by the mask alone.
     Raises ValueError for another padding_side than "left" or "right", and for a tokenizer with neither token.
     """
@@ -44,8 +44,9 @@ class PromptCollator:
             "item_ids": _ids([row["item_id"] for row in rows]),
             "labels": torch.tensor([row["label"] for row in rows], dtype=torch.float32),
         }
-        if "user_vector" in rows[0]:
-            batch["user_vectors"] = torch.stack([row["user_vector"] for row in rows])
+        for name in ("user_vector", "item_vector"):
+            if name in rows[0]:
+                batch[f"{name}s"] = torch.stack([row[name] for row in rows])
         if "prefix_length" in rows[0]:
             batch["prefix_lengths"] = torch.tensor([row["prefix_length"] for row in rows])
         return batch

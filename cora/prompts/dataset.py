@@ -21,7 +21,8 @@ _CHUNK = 1000
 
 class PromptDataset(Dataset[dict[str, Any]]):
     """The prompts of a frame, tokenised: item i is row i, {input_ids: list of int, user_id, item_id, label, length}
-    and, where user_vectors [rows, d] are given, user_vector [d]; where prompts are split, prefix_length.
+    and, where user_vectors or item_vectors [rows, d] are given, user_vector or item_vector [d]; where prompts are
+    split, prefix_length.
 
     frame: user_id, item_id, label, history (from `add_histories`); titles: item_id → title.
     Tokens are those of `PromptEncoder`: a prompt longer than `max_length` loses its oldest titles and, if that is not
@@ -41,6 +42,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         max_length: int = 512,
         user_vectors: Tensor | None = None,
         split: bool = False,
+        item_vectors: Tensor | None = None,
     ) -> None:
         missing = [column for column in ("user_id", "item_id", "label", "history") if column not in frame]
         if missing:
@@ -53,7 +55,8 @@ class PromptDataset(Dataset[dict[str, Any]]):
         self._user_ids = frame["user_id"].tolist()
         self._item_ids = frame["item_id"].tolist()
         self._labels = frame["label"].tolist()
-        self._user_vectors = user_vectors
+        given = {"user_vector": user_vectors, "item_vector": item_vectors}
+        self._vectors = {name: one for name, one in given.items() if one is not None}
         used = {item for history in frame["history"] for item in history} | set(self._item_ids)
         untitled = [item for item in used if item not in titles]
         if untitled:
@@ -84,7 +87,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         }
         if self.prefix_lengths is not None:
             row["prefix_length"] = int(self.prefix_lengths[index])
-        return row if self._user_vectors is None else row | {"user_vector": self._user_vectors[index]}
+        return row | {name: one[index] for name, one in self._vectors.items()}
 
     @property
     def lengths(self) -> np.ndarray:

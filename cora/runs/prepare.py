@@ -7,7 +7,7 @@ import pandas as pd
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from cora.collaborative import CollaborativeEmbeddings, FoldIn, pasts
+from cora.collaborative import CollaborativeEmbeddings, FoldIn, items_without_own_rating, pasts
 from cora.data import Interactions, Splits, load_interactions, split, with_histories
 from cora.llm.loading import load_tokenizer
 from cora.methods.config import MethodConfig
@@ -62,7 +62,13 @@ class Prepared:
             embeddings.report_unknown(part, rows["user_id"].tolist(), rows["item_id"].tolist(), others)
         return None if past is None else FoldIn(embeddings).vectors(*past)
 
-    def prompts(self, rows: pd.DataFrame, user_vectors: Tensor | None) -> PromptDataset:
+    def item_vectors(self, embeddings: CollaborativeEmbeddings, rows: pd.DataFrame) -> Tensor | None:
+        """e_i [rows, d] of training rows, each without what its own row says of it; None for the table's."""
+        return items_without_own_rating(embeddings, rows, self.splits.train) if self.config.folds_in else None
+
+    def prompts(
+        self, rows: pd.DataFrame, user_vectors: Tensor | None, item_vectors: Tensor | None = None
+    ) -> PromptDataset:
         """The rows, which have histories, as the language model reads them."""
         settings = self.method_config
         return PromptDataset(
@@ -73,6 +79,7 @@ class Prepared:
             settings.max_length,
             user_vectors,
             settings.splits_prompts,
+            item_vectors,
         )
 
 

@@ -56,7 +56,8 @@ def _train(
     model: MethodModel = method.Model(base, prepared.method_config, embeddings).to(arguments.device)
     print(model.patch)
     vectors = {name: prepared.user_vectors(embeddings, frame, name) for name, frame in rows.items()}
-    prompts = {name: prepared.prompts(frame, vectors[name]) for name, frame in rows.items()}
+    without_own = {"train": prepared.item_vectors(embeddings, rows["train"])}
+    prompts = {name: prepared.prompts(frame, vectors[name], without_own.get(name)) for name, frame in rows.items()}
     found = _earlier_predictions(run, rows[part])
     found = collaborative_scores(embeddings, found, vectors[part])
     if "llm" not in found:

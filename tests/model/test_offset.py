@@ -93,3 +93,36 @@ def test_the_published_form_has_no_readout(make_base: Any) -> None:
 def test_it_is_true_or_false() -> None:
     with pytest.raises(TypeError, match="offset: expected true or false, got 'yes'"):
         CoRAConfig(offset="yes")
+
+
+@pytest.mark.filterwarnings("ignore:.*unknown")
+def test_items_taken_for_unknown_have_the_mean_in_the_offset_too(make_base: Any, prompts: Any, pad: Any) -> None:
+    ids, mask = (one[:1].repeat(200, 1) for one in pad(prompts, "left"))
+    model = build(make_base("llama"), trained=False, item_dropout=0.5).train()
+    users, items = USERS[:1].repeat(200), ITEMS[:1].repeat(200)
+    with torch.no_grad():
+        scores = model(ids, mask, users, items).logits
+    e_u = model.embeddings.users[2]
+    known, unknown = e_u @ model.embeddings.items[2], e_u @ model.embeddings.items.mean(0)
+    is_known = torch.isclose(scores, known)
+    assert 0.35 < is_known.float().mean() < 0.65
+    torch.testing.assert_close(scores[~is_known], unknown.expand(int((~is_known).sum())))
+    # The generator is told the same of each sample.
+    seen: list[Tensor] = []
+    model.generator.register_forward_pre_hook(lambda _, pair: seen.append(pair[1]))
+    with torch.no_grad():
+        scores = model(ids, mask, users, items).logits
+    assert torch.equal((seen[0] == 0).all(1), ~torch.isclose(scores, known))
+
+
+@pytest.mark.filterwarnings("ignore:.*unknown")
+@torch.no_grad()
+def test_item_vectors_stand_for_the_rows_of_the_table(make_base: Any, prompts: Any, pad: Any) -> None:
+    ids, mask = (one[:4] for one in pad(prompts, "left"))
+    model, users, items = build(make_base("llama")), USERS[:4], ITEMS[:4]
+    table = model.embeddings.item_table[model.embeddings.lookup_items(items)]
+    usual = model(ids, mask, users, items).logits
+    torch.testing.assert_close(model(ids, mask, users, items, item_vectors=table).logits, usual, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(model(ids, mask, users, items, item_vectors=table.flip(0)).logits, usual, atol=1e-3)
+    with pytest.raises(ValueError, match=r"item_vectors: expected float \[4, 8\]"):
+        model(ids, mask, users, items, item_vectors=table[:3])

@@ -49,6 +49,6 @@ class CoRAModel(PairModel):
     def deltas(self, samples: Samples) -> dict[str, Delta]:
         """What the generator makes of each sample's user and item."""
         pair = self.pair(samples)
-        with torch.autocast(self.pairs.users.device.type, enabled=False):
+        with torch.autocast(self.base.device.type, enabled=False):
             deltas: dict[str, Delta] = self.generator(*pair)
         return deltas
