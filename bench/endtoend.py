@@ -3,7 +3,7 @@
 A contestant is built as CONTESTANTS[name](setting, what) and gives the function that is timed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,8 @@ class Setting:
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    user_ids: list[int]
+    item_ids: list[int]
 
     @classmethod
     def make(cls, device: str) -> "Setting":
@@ -45,16 +47,13 @@ class Setting:
         tokens = torch.randint(100, 40000, mask.shape, generator=generator) * mask
         labels = (torch.arange(BATCH) % 2).float()
         embeddings = CollaborativeEmbeddings(ids, ids, users, items)
-        return cls(device, torch.bfloat16, config, embeddings, tokens.to(device), mask.to(device), labels.to(device))
+        tensors = tokens.to(device), mask.to(device), labels.to(device)
+        return cls(device, torch.bfloat16, config, embeddings, *tensors, ids, ids)
 
     @property
     def tokens(self) -> int:
         """Tokens that are no padding."""
         return int(self.attention_mask.sum())
-
-    @property
-    def ids(self) -> list[int]:
-        return list(range(BATCH))
 
     def model(self) -> CoRAModel:
         """The same random generator and P at every call; P is not zero, so that all gradients are not."""
@@ -93,10 +92,10 @@ class StockCoRA(nn.Module):
 
     def forward(self, setting: Setting) -> tuple[Tensor, Tensor]:
         """Loss [] and logits [B]."""
-        rows = self.embeddings.lookup_users(setting.ids), self.embeddings.lookup_items(setting.ids)
+        rows = self.embeddings.lookup_users(setting.user_ids), self.embeddings.lookup_items(setting.item_ids)
         self.generated = self.generator(*self.pairs(*rows))
         logits = self.base(input_ids=setting.input_ids, attention_mask=setting.attention_mask, use_cache=False).logits
-        answers = logits[torch.arange(BATCH), setting.attention_mask.sum(1) - 1]
+        answers = logits[torch.arange(len(logits)), setting.attention_mask.sum(1) - 1]
         yes, no = self.config.answer_ids or ()
         scores = answers[:, yes] - answers[:, no]
         scores = scores if scores.dtype == torch.float64 else scores.float()
@@ -105,17 +104,17 @@ class StockCoRA(nn.Module):
 
 def ours(setting: Setting, what: str) -> Callable[[], object]:
     model = setting.model()
-    batch = (setting.input_ids, setting.attention_mask, setting.ids, setting.ids)
+    batch = (setting.input_ids, setting.attention_mask, setting.user_ids, setting.item_ids)
     if what == "scoring batch":
         return lambda: model.score(*batch)
-    return _stepping(model, lambda: model(*batch, setting.labels).loss)
+    return stepping(model, [lambda: model(*batch, setting.labels).loss])
 
 
 def stock(setting: Setting, what: str) -> Callable[[], object]:
     model = StockCoRA(setting.model())
     if what == "scoring batch":
         return torch.no_grad()(lambda: model(setting)[1])
-    return _stepping(model, lambda: model(setting)[0])
+    return stepping(model, [lambda: model(setting)[0]])
 
 
 def frozen(setting: Setting, what: str) -> Callable[[], object]:
@@ -144,12 +143,14 @@ CONTESTANTS: dict[str, Callable[[Setting, str], Callable[[], object]]] = {
 }
 
 
-def _stepping(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], object]:
+def stepping(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> Callable[[], object]:
+    """A training step of the gradients of all losses, one after another."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
 
     def step() -> None:
         optimizer.zero_grad()
-        loss().backward()
+        for loss in losses:
+            loss().backward()
         optimizer.step()
 
     return step
@@ -160,7 +161,7 @@ def three_ways() -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor
     float64. The loss's own gradient would add the scores' error, which is compared for itself."""
     setting = _readable()
     model = setting.model()
-    scores = model(setting.input_ids, setting.attention_mask, setting.ids, setting.ids).logits
+    scores = model(setting.input_ids, setting.attention_mask, setting.user_ids, setting.item_ids).logits
     found = [_gradients(model, scores, setting.labels)]
     for dtype in (torch.bfloat16, torch.float64):
         one = StockCoRA(setting.model()).to(dtype) if dtype == torch.float64 else StockCoRA(setting.model())

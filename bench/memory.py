@@ -21,6 +21,8 @@ from bench.contestants import CONTESTANTS, Contestant, Unsupported
 from bench.endtoend import CONTESTANTS as MODELS
 from bench.endtoend import Setting
 from bench.harness import with_backward, without_factors
+from bench.prefixes import BATCHES as FAMILIES
+from bench.prefixes import CONTESTANTS as PREFIXES
 from cora_kernels.backends.weight_packs import clear_weight_packs
 from cora_kernels.testing import make_inputs
 
@@ -85,6 +87,9 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
         if question["what"] == "linear":
             cases = {batch: case(LAYER, batch, LENGTH, RANK, BF16, True) for batch in BATCHES}
             return {"bytes": {b: _linear(question["contestant"], one, device) for b, one in cases.items()}}
+        batch = next((one for one in FAMILIES if one.what == question["what"]), None)
+        if batch is not None:
+            return {"bytes": peak_of(PREFIXES[question["contestant"]](batch))}
         run = MODELS[question["contestant"]](Setting.make(device), question["what"])
         return {"bytes": peak_of(run)}
     except Unsupported as reason:

@@ -127,6 +127,12 @@ def verdicts(run: dict[str, Any]) -> list[Verdict]:
             speed = row.ratio("stock transformers", "ours")
             found.append(Verdict("stock transformers / ours, training step of SmolLM2-135M bf16", speed, 2.0, False))
             found.append(Verdict("training step / frozen LLM's forward + dx", row.ratio("ours"), 1.10))
+        if row.info["what"].startswith("100 candidates"):
+            shared = row.ratio("ours", "separate prompts")
+            found.append(Verdict("shared prefix / separate prompts, 100 candidates of one user", shared, 0.20))
+        if row.info["what"].startswith("training rows"):
+            speed = row.ratio("separate prompts", "ours")
+            found.append(Verdict("separate prompts / shared prefix, 8 training rows of each user", speed, 3.0, False))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cora.data import liked_before
+from cora.methods.model import MethodModel
 from cora.runs.folder import RunFolder
 from cora.runs.prepare import prepare
 from cora.runs.score import load_model, score_prompts
@@ -41,20 +43,23 @@ def recommend(run: str | Path, user: str, top: int = 10, candidates: int = 100) 
 
 
 class Recommender:
-    """A finished run, loaded, and how many items it ranks and gives. Raises as `recommend` does."""
+    """A finished run, and how many items it ranks and gives. Raises as `recommend` does."""
 
     def __init__(self, run: str | Path, top: int, candidates: int) -> None:
         self.folder = RunFolder.existing(run)
         if top < 1 or candidates < top:
             raise ValueError(f"top, candidates: expected 1 <= top <= candidates, got {top} and {candidates}")
         self.top, self.candidates = top, candidates
-        config = self.folder.config()
-        self.prepared = prepare(config)
+        self.prepared = prepare(self.folder.config())
         self.frame, self.titles = self.prepared.data.frame, self.prepared.data.titles
         self.embeddings = self.folder.vectors()
-        self.model = load_model(self.folder, config)
         self._items = np.sort(self.frame["item_id"].unique())
         self._users = set(self.frame["user_id"].unique().tolist())
+
+    @cached_property
+    def model(self) -> MethodModel:
+        """Loaded when the first prompt is scored: what is wrong with a request is found before."""
+        return load_model(self.folder, self.prepared.config)
 
     def of(self, users: Sequence[Any]) -> tuple[list[list[str]], pd.DataFrame]:
         """The titles each of the users liked, oldest first; and user_id, rank (from 1), item_id, title, probability and
