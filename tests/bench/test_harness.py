@@ -138,7 +138,7 @@ def test_every_benchmark_is_collected() -> None:
     command = [sys.executable, "-m", "pytest", "bench", "--collect-only", "-q"]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    for test in ("test_linear[", "test_attention[", "test_memory[", "test_endtoend["):
+    for test in ("test_linear[", "test_attention[", "test_memory[", "test_endtoend[", "test_prefixes["):
         assert f"::{test}" in done.stdout
 
 
