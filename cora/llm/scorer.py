@@ -68,13 +68,17 @@ class Scorer:
         prefix_lengths: int64 [B], of prompts that are split, how many of their tokens come first; owners [B]: whose
         these are. Prompts of one owner that begin with the same tokens hold them once, where they can be packed.
         """
-        packs = self._packing.serves(attention_mask)
+        packs = self.packs(attention_mask)
         if prefix_lengths is None:
             return (Prompts.packed if packs else Prompts.padded)(input_ids, attention_mask)
         if not packs:
             return Prompts.padded_in_two(input_ids, attention_mask, prefix_lengths)
         families = families_of(input_ids, attention_mask, prefix_lengths, owners)
         return Prompts.packed_in_families(input_ids, attention_mask, prefix_lengths, families)
+
+    def packs(self, attention_mask: Tensor) -> bool:
+        """Whether prompts of this mask go through the model packed, and share what they begin with."""
+        return self._packing.serves(attention_mask)
 
     def answer(self, prompts: Prompts, deltas: Deltas | None, readout: Tensor | None = None) -> Tensor:
         """The score of every prompt [B] fp32 with these deltas, one sample each; None for the base model's own.
@@ -109,12 +113,12 @@ class Scorer:
         the rows of a batch and its prompts, what adapts them. readout: as in `answer`; prefix_lengths, owners: as in
         `prompts`.
 
-        Batches are of prompts of similar length or, where these are split, of prompts that begin alike, as many tokens
-        as batch_size prompts of the mean length have.
+        Batches are of prompts of similar length or, where these share what they begin with, of prompts that begin
+        alike, as many tokens as batch_size prompts of the mean length have.
         """
         scores = torch.empty(len(input_ids), dtype=torch.float32, device=input_ids.device)
         lengths = attention_mask.sum(1)
-        if prefix_lengths is None:
+        if prefix_lengths is None or not self.packs(attention_mask):
             by_length = lengths.argsort(stable=True).tolist()
             batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
         else:

@@ -78,18 +78,20 @@ def families_of_prompts(prompts: PromptDataset) -> list[list[int]]:
 
 class FamilyBatches(Dataset[list[dict[str, object]]]):
     """The prompts in the order of training, over all epochs: an item is a batch, whole families up to as many tokens as
-    `batch_size` prompts of the mean length have.
+    `batch_size` prompts of the mean length have. shared: whether prompts of a family hold their beginning once, and so
+    count it once.
 
     Made at once from the seed, as for prompts that share nothing: a resumed run has the same order.
     """
 
-    def __init__(self, prompts: PromptDataset, config: RunConfig, arguments: TrainingArguments) -> None:
+    def __init__(self, prompts: PromptDataset, config: RunConfig, arguments: TrainingArguments, shared: bool) -> None:
         assert prompts.prefix_lengths is not None
         self.prompts = prompts
         most = config.method_config().family_size
         whole = families_of_prompts(prompts)
         parts = [family[start : start + most] for family in whole for start in range(0, len(family), most)]
-        prefix, lengths = prompts.prefix_lengths.tolist(), prompts.lengths.tolist()
+        lengths = prompts.lengths.tolist()
+        prefix = prompts.prefix_lengths.tolist() if shared else [0] * len(lengths)
         tokens = config.batch_size * -(-sum(lengths) // len(lengths))
         steps = arguments.max_steps * arguments.gradient_accumulation_steps * arguments.world_size
         generator = torch.Generator().manual_seed(arguments.seed)

@@ -76,12 +76,12 @@ def fit(
     callbacks: list[TrainerCallback] = [EarlyStoppingCallback(config.patience)]
     if config.max_minutes is not None:
         callbacks.append(TimeLimit(60 * config.max_minutes))
-    splits = config.method_config().splits_prompts
-    training: Dataset[Any] = (
-        FamilyBatches(prompts["train"], config, arguments)
-        if splits
-        else _in_batches_of_length(prompts["train"], arguments)
-    )
+    training: Dataset[Any]
+    if config.method_config().splits_prompts:
+        shared = model.train().scorer.packs(torch.ones(1, int(prompts["train"].lengths.max())))
+        training = FamilyBatches(prompts["train"], config, arguments, shared)
+    else:
+        training = _in_batches_of_length(prompts["train"], arguments)
     trainer = FiniteTrainer(
         model,
         arguments,

@@ -77,9 +77,11 @@ def test_batches_hold_whole_families_by_tokens(shared: RunConfig, tmp_path: Path
     prompts = prepared.prompts(rows_of_training(prepared), None)
     arguments = training_arguments(shared, RunFolder(tmp_path))
     assert arguments.per_device_train_batch_size == 1
-    made, again = (FamilyBatches(prompts, shared, arguments) for _ in range(2))
+    made, again = (FamilyBatches(prompts, shared, arguments, True) for _ in range(2))
     assert made.batches == again.batches and len(made) == 6
-    assert FamilyBatches(prompts, replace(shared, seed=1), arguments).batches == made.batches, "the arguments' seed"
+    assert FamilyBatches(prompts, replace(shared, seed=1), arguments, True).batches == made.batches, (
+        "the arguments' seed"
+    )
     most = 4 * -(-prompts.lengths.sum() // len(prompts))
     parts = families_of_prompts(prompts)
     of = {row: number for number, part in enumerate(parts) for row in part}
@@ -89,6 +91,8 @@ def test_batches_hold_whole_families_by_tokens(shared: RunConfig, tmp_path: Path
         tokens = sum(prefixes.values()) + sum(prompts.lengths[row] - prompts.prefix_lengths[row] for row in batch)
         assert 0 < tokens <= most
     assert sum(map(len, made.batches)) > 4 * 6, "more rows than batches of as many tokens that share nothing"
+    for batch in FamilyBatches(prompts, shared, arguments, False).batches:
+        assert sum(prompts.lengths[row] for row in batch) <= most, "where nothing is packed, all of it counts"
 
 
 def test_a_killed_run_goes_on_to_the_same_losses(shared: RunConfig, settings: dict[str, Any], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ class CoRAConfig(PairConfig):
                        A(u, i), so that all prompts of one history share their beginning and its cost; false: all of it
                        is adapted by A(u, i), as published
     targets_per_prompt with shared_prefix: rows of one user and day, at most, that share a beginning in training, the
-                       history as of the first of them
+                       history as of the first of them; a batch has as many tokens as batch_size prompts then
     generator_options  the options of the generator by name (see its Options class). Each is also taken as a field:
                        CoRAConfig(generator="qformer", num_queries=2), config.num_queries. Those of a generator that is
                        not the chosen one are checked and kept.
