@@ -65,9 +65,8 @@ def show_torch() -> None:
 
 def record(command: build_ext, torch_version: str | None, reason: str) -> None:
     """Says in one line what was built, or why nothing; leaves it beside the package and, for a wheel, in its name."""
-    made = (
-        f"built for torch {torch_version}" if torch_version else f"not built, torch's operators serve instead: {reason}"
-    )
+    nothing = f"not built, torch's operators serve: {reason}"
+    made = f"built for torch {torch_version}" if torch_version else nothing
     print(f"cora_kernels: native extension {made}", flush=True)
     folder = join("" if command.inplace else command.build_lib, "cora_kernels")
     if torch_version is None:
@@ -124,7 +123,9 @@ def native() -> dict:
             except Exception as error:
                 if self.required or self.sanitize:
                     raise
-                record(self, None, f"{os.environ.get('CXX', 'c++')}: {str(error).splitlines()[0]}")
+                compiler = os.environ.get("CXX", "c++")
+                why = str(error).splitlines()[0] if which(compiler.split()[0]) else "there is no such compiler"
+                record(self, None, f"{compiler}: {why}")
             else:
                 record(self, str(torch.__version__), "")
 

@@ -1,13 +1,15 @@
 """Files of tensors that anybody may have made: what is in them is checked before anything is allocated."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # The largest JSON that is read, of a file of any size: the header of 100,000 tensors, or a configuration.
 _JSON = 16 * 2**20
@@ -17,6 +19,8 @@ _BYTES = {
     "U64": 8, "U32": 4, "U16": 2,
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
+# The operators that make a tensor of a size, which is their first argument or follows the tensor it is like.
+_MAKERS = ("empty", "empty_strided", "zeros", "ones", "full", "rand", "randn", "new_empty", "new_zeros", "new_full")
 
 
 class Described(NamedTuple):
@@ -29,8 +33,8 @@ class Described(NamedTuple):
 def described(path: Path) -> dict[str, Described]:
     """The tensors in a safetensors file by name, from its header alone: nothing else of it is read.
 
-    Raises FileNotFoundError if there is none, ValueError naming the file if it is no safetensors file, is cut off, or
-    is not as long as its tensors.
+    Raises FileNotFoundError if there is none, ValueError naming the file if it is no safetensors file, is cut off, is
+    not as long as its tensors, or longer than the machine's memory.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
@@ -39,6 +43,9 @@ def described(path: Path) -> dict[str, Described]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _JSON):
             raise ValueError(f"{path}: not a safetensors file, or cut off: {size} bytes, a header of {length}")
+        # A file with holes is as long as its maker likes.
+        if size > _memory():
+            raise ValueError(f"{path}: {size:,} bytes, this machine has a memory of {_memory():,}")
         header = file.read(length)
     try:
         values = json.loads(header)
@@ -64,7 +71,27 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Te
         raise ValueError(f"{path}: not a safetensors file ({str(error)[:100]})") from None
 
 
-def read_json(path: Path) -> dict[str, object]:
+class Budget(TorchDispatchMode):
+    """Inside, tensors of so many elements in all may be made: for a model that is built as a file's settings say.
+
+    Raises ValueError, with `what` in front, before the first is made that is too large or one too many.
+    """
+
+    def __init__(self, what: str, elements: int) -> None:
+        super().__init__()
+        self._what = what
+        self._elements = self._left = elements
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in _MAKERS:
+            sizes = next((one for one in args if isinstance(one, list | tuple)), ())
+            self._left -= prod(int(size) for size in sizes)
+            if self._left < 0:
+                raise ValueError(f"{self._what}: more than {self._elements:,} values")
+        return func(*args, **(kwargs or {}))
+
+
+def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file of at most 16 MiB. Raises FileNotFoundError, and ValueError for anything else."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
@@ -92,6 +119,11 @@ def misfit(saved: Mapping[str, Described], expected: Mapping[str, Tensor]) -> st
     name = wrong[0]
     shapes = list(saved[name].shape), list(expected[name].shape)
     return f"{len(wrong)} tensors of other shapes: {name} is {shapes[0]}, needed {shapes[1]}"
+
+
+def _memory() -> float:
+    """Bytes of the machine's memory, where it says."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
 
 
 def _end(tensor: Described, offsets: list[int]) -> int:

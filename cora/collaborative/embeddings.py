@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cora.files import write_files
+from cora.tensors import described, read_tensors
 
 Ids = Tensor | Sequence[int] | Sequence[str]
 _TENSORS = ("user_ids", "item_ids", "users", "items")
@@ -128,14 +128,10 @@ class CollaborativeEmbeddings:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no file of collaborative embeddings there")
-        try:
-            with safe_open(path, framework="pt") as file:
-                missing = [name for name in _TENSORS if name not in file.keys()]
-                if missing:
-                    raise ValueError(f"{path}: missing tensor {', '.join(missing)}; found {sorted(file.keys())}")
-                tensors = {name: file.get_tensor(name) for name in _TENSORS}
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a safetensors file ({error})") from None
+        found = described(path)
+        if missing := [name for name in _TENSORS if name not in found]:
+            raise ValueError(f"{path}: missing tensor {', '.join(missing)}; found {sorted(found)[:5]}")
+        tensors = read_tensors(path, _TENSORS)
         try:
             user_ids, item_ids = (_unpack(name, tensors[name]) for name in _TENSORS[:2])
             return cls(user_ids, item_ids, tensors["users"], tensors["items"])

@@ -48,6 +48,12 @@ def export(run: str | Path, users: Sequence[str], items: Sequence[str], out: str
     now = pd.DataFrame(pairs, columns=["user_id", "item_id"]).assign(timestamp=np.iinfo(np.int64).max)
     vectors = prepared.user_vectors(embeddings, now)
     model = load_model(folder, config)
+    if model.readout is not None:
+        warnings.warn(
+            "an adapter holds the language model alone; the score of this run reads its last hidden state by a vector "
+            "of the run and adds the collaborative logit",
+            stacklevel=2,
+        )
     for row, ((user, item), path) in enumerate(zip(pairs, folders, strict=True)):
         sample = Samples([user], [item], None if vectors is None else vectors[row : row + 1])
         save_adapter(path, _adapter(model, sample), model.base)

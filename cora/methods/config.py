@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cora.checks import as_tuple, check_flag, check_int, check_share, is_number
 from cora.prompts.template import DEFAULT_TEXT, PromptTemplate
+from cora.tensors import read_json
 
 if TYPE_CHECKING:
     from typing import Self
@@ -134,12 +135,7 @@ class MethodConfig:
 
         Raises ValueError for a file that holds no JSON object, or that of another format or another method.
         """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not JSON ({error})") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
+        values = read_json(Path(path))
         if (found := values.pop("format", 1)) != FORMAT:
             raise ValueError(f"{path}: a model of format {found}, expected format {FORMAT}; train it with this version")
         if (method := values.pop("method", None)) != cls.method:

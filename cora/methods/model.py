@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from cora.files import misfit, write_files
+from cora.files import write_files
 from cora.llm.batches import Prompts, check_labels, check_prefix_lengths, check_prompts
 from cora.llm.deltas import Delta, drop_inputs
 from cora.llm.loading import load_base
@@ -21,11 +22,14 @@ from cora.llm.patch import Patch
 from cora.llm.scorer import Scorer
 from cora.methods.config import MethodConfig
 from cora.methods.samples import Ids, Samples
+from cora.tensors import Budget, described, misfit, read_tensors
 
 if TYPE_CHECKING:
     from typing import Self
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+# Elements that a model may make while it is built, beyond twice those that are saved.
+_SPARE = 2**20
 
 
 @dataclass
@@ -243,19 +247,25 @@ class MethodModel(nn.Module):
             label = cls.Config.method
             raise FileNotFoundError(f"{folder}: not a saved {label} model, {', '.join(missing)} missing")
         config = cls.Config.load(folder / _CONFIG)
+        saved = described(folder / _WEIGHTS)
         if base_model is None:
             if config.base_model is None:
                 raise ValueError(f"base_model: {folder} does not name its base model; pass it")
             base_model = load_base(config.base_model, **kwargs)
         elif kwargs:
             raise ValueError(f"base_model was passed, so nothing is loaded with {', '.join(kwargs)}")
-        weights = load_file(folder / _WEIGHTS)
-        model = cls._built(base_model, config, folder)
-        if problem := misfit(weights, model.state_dict()):
+        model = cls._built_within(base_model, config, folder, sum(prod(one.shape) for one in saved.values()))
+        if problem := misfit(saved, model.state_dict()):
             model.unpatch()
             raise ValueError(f"{folder / _WEIGHTS} does not fit {type(base_model).__name__}: {problem}")
-        model.load_state_dict(weights)
+        model.load_state_dict(read_tensors(folder / _WEIGHTS))
         return model.eval()
+
+    @classmethod
+    def _built_within(cls, base_model: PreTrainedModel, config: Any, folder: Path, elements: int) -> "Self":
+        """The model of a saved folder, its weights, which have so many elements, not yet loaded: so no larger one."""
+        with Budget(f"{folder / _CONFIG} does not fit {_WEIGHTS}", 2 * elements + _SPARE):
+            return cls._built(base_model, config, folder)
 
     @classmethod
     def _file_names(cls) -> tuple[str, ...]:

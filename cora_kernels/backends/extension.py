@@ -61,8 +61,9 @@ unavailable = _why_not()
 
 @cache
 def warn_of_fallback() -> None:
-    """Warns, once, that torch's operators serve what the extension would, and why: an installer does not show it."""
-    warnings.warn(f"cora_kernels: on the CPU torch's operators serve, more slowly: {unavailable}", stacklevel=2)
+    """Warns, once, if torch's operators serve what the extension would, and why: an installer does not show it."""
+    if unavailable is not None:
+        warnings.warn(f"cora_kernels: on the CPU torch's operators serve, more slowly: {unavailable}", stacklevel=2)
 
 
 _LIBRARY = torch.library.Library("cora_kernels", "FRAGMENT")

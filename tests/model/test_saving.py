@@ -203,3 +203,15 @@ def test_trainer_runs_it_as_it_is(make_base: Any, tmp_path: Path) -> None:
     prediction = trainer.predict(Rows())
     assert prediction.predictions.shape == prediction.label_ids.shape == (4,)
     assert prediction.metrics["test_loss"] > 0
+
+
+@pytest.mark.parametrize("change", [dict(r=10**9), dict(hidden_size=10**12), dict(r=400)])
+def test_settings_that_make_a_larger_model_than_the_file(make_base: Any, tmp_path: Path, change: Any) -> None:
+    trained(make_base("llama")).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    base = make_base("llama")
+    objects = dict(base.named_modules())
+    with pytest.raises(ValueError, match="(config.json does not fit model.safetensors: more than|of other shapes)"):
+        CoRAModel.from_pretrained(tmp_path, base)
+    assert dict(base.named_modules()) == objects
