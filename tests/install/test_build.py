@@ -124,7 +124,7 @@ def test_without_torch(tmp_path: Path) -> None:
     (packages,) = (tmp_path / "bare").glob("lib/python*/site-packages")
     # Its dist-info too: setuptools finds its own commands there.
     files = importlib.metadata.files("setuptools") or []
-    for name in {file.parts[0] for file in files if file.parts[0].startswith("setuptools")}:
+    for name in {file.parts[0] for file in files if file.parts[0].startswith(("setuptools", "_distutils_hack"))}:
         shutil.copytree(str(importlib.metadata.distribution("setuptools").locate_file(name)), packages / name)
     printed, wheel = build_wheel(tmp_path, python, PATH=os.defpath)
     check_nothing_built(printed, wheel, "the build found no torch in the environment")
