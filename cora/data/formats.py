@@ -1,20 +1,21 @@
 """The forms of interactions that can be read, one module each.
 
-A format is a module with FORMS, what it reads in words; `reads(path) -> bool`, which looks at names alone; and
-`read(path) -> Source`, the rows as the files hold them.
+A format is a module with FORMS, what it reads in words; `reads(path) -> bool`, which looks at names and, where those
+are anybody's, at a first line; and `read(path) -> Source`, the rows as the files hold them.
 """
 
 from pathlib import Path
 from types import ModuleType
 
-from cora.data import movielens, recbole, tables
+from cora.data import amazon, movielens, recbole, tables
 from cora.data.problems import listed, problem
 from cora.data.rows import Source
 
-# Of a file the first one that reads it counts: MovieLens' ratings.csv is a table without titles.
+# Of a file the first one that reads it counts: MovieLens' ratings.csv and Amazon's reviews are tables without titles.
 FORMATS: dict[str, ModuleType] = {
     "RecBole": recbole,
     "MovieLens": movielens,
+    "Amazon": amazon,
     "tables": tables,
 }
 

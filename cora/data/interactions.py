@@ -16,7 +16,7 @@ from cora.data.problems import listed, problem, shown, shown_path
 from cora.data.rows import Rows, Source
 from cora.data.sources import NAMED_DATA
 from cora.data.times import times
-from cora.data.values import ids, labels, numbers, titles
+from cora.data.values import ids, is_visible, labels, numbers, titles
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ def load_interactions(source: str | os.PathLike[str], positive_rating: float = 4
     Tables with user_id, item_id, timestamp, title and rating or label: parquet, CSV, TSV (quotes as in RFC 4180), JSON
     lines, the last three also gzipped; as one file, as numbered parts in a folder, or as a folder with train, valid
     and maybe test, as `part_files` says. RecBole's atomic files, a folder or the `.inter` file, with the titles in the
-    `.item` file. MovieLens' own folders. Text is UTF-8.
+    `.item` file. MovieLens' own folders. Amazon's reviews of 2018, NAME.json.gz with meta_NAME.json.gz beside it. Text
+    is UTF-8.
 
     label = the source's own `label` (0 or 1) where it has one, else 1 if rating ≥ positive_rating.
     timestamp: ISO 8601, or numbers since 1970 whose unit their size tells (see `times`); kept as seconds, rounded down,
@@ -98,7 +99,7 @@ def _typed(source: Source, positive_rating: float) -> tuple[dict[str, pd.Series]
             file=sys.stderr,
         )
     known = _titles_of_rows(events, named[0]) if items is None else _titles_of_items(items, named[1])
-    lacking = [item for item in named[0].unique().tolist() if not _is_text(known.get(item))]
+    lacking = [item for item in named[0].unique().tolist() if not is_visible(known.get(item))]
     if lacking:
         raise problem(
             events.place(int(named[0].isin(lacking).to_numpy().argmax())),
@@ -138,11 +139,6 @@ def _titles_of_items(items: Rows, item_ids: pd.Series) -> dict[Any, str | None]:
             for name, year in zip(names, years, strict=True)
         ]
     return dict(zip(item_ids.tolist(), names, strict=True))
-
-
-def _is_text(title: str | None) -> bool:
-    """Whether there is anything in it to be seen."""
-    return any(letter != " " and letter.isprintable() for letter in title or "")
 
 
 def _name(path: Path) -> str:

@@ -22,19 +22,20 @@ def read_json_lines(file: Path, choose: Choose) -> Rows:
     column that are not all text, all numbers or all true and false.
     """
     with reading(file):
-        objects = list(_objects(file))
-        if not objects:
+        found = list(objects(file))
+        if not found:
             raise problem(file, "the file is empty")
-        names = choose(file, list(dict.fromkeys(name for _, one in objects for name in one)))
-        lines = np.array([line for line, _ in objects])
+        names = choose(file, list(dict.fromkeys(name for _, one in found for name in one)))
+        lines = np.array([line for line, _ in found])
         table = {}
         for ours, name in names.items():
-            values = [one.get(name) for _, one in objects]
+            values = [one.get(name) for _, one in found]
             table[ours] = _column(file, ours, values, lines)
-        return Rows(pa.table(table), names, (file,), (len(objects),), (lines,), False)
+        return Rows(pa.table(table), names, (file,), (len(found),), (lines,), False)
 
 
-def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file one by one, each with its line, from 1; what is none raises as in `read_json_lines`."""
     with open_text(file, "utf-8", "\n") as text:
         for number, line in enumerate(text, 1):
             if not line.strip():
@@ -76,13 +77,13 @@ def _column(file: Path, name: str, values: list[Any], lines: np.ndarray) -> pa.C
             raise wrong(row, "within int64")
         if type(value) is int and first is float and abs(value) > 2**53:
             raise wrong(row, "at most 2^53 where others have fractions")
-        if type(value) is str and not _encodes(value):
+        if type(value) is str and not is_unicode(value):
             raise wrong(row, "Unicode text")
     column = plain(pa.chunked_array([pa.array(values, _TYPES[first])]))
     return column if name == "timestamp" or first is not str else coded(column)
 
 
-def _encodes(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

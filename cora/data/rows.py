@@ -58,6 +58,26 @@ class Rows:
         return str(value) if self.is_text and isinstance(value, int) else value
 
 
+class Lines:
+    """The lines of rows that come in pieces: their first and last alone where there are no others between."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Sequence[int] | np.ndarray] = []
+
+    def add(self, lines: Sequence[int] | np.ndarray) -> None:
+        """The lines of the next rows, at least one, in ascending order."""
+        first, last = int(lines[0]), int(lines[-1])
+        if last - first < len(lines):
+            lines = range(first, last + 1)
+            if self._pieces and isinstance(before := self._pieces[-1], range) and before.stop == first:
+                lines = range(self._pieces.pop()[0], last + 1)
+        self._pieces.append(lines)
+
+    def joined(self) -> Sequence[int] | np.ndarray:
+        """The line of each row."""
+        return self._pieces[0] if len(self._pieces) == 1 else np.concatenate([np.empty(0, np.int64), *self._pieces])
+
+
 class Source(NamedTuple):
     """What a format reads. events: user_id, item_id, timestamp, rating or label or both, and title where there are no
     `items`. parts: the part of a split that each file of the events is, or "" for all. items: item_id and title,

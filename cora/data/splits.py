@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from cora.data.interactions import Interactions
+from cora.data.recipes import RECIPES
 
 _EVENT = ["user_id", "item_id", "label", "timestamp"]
 
@@ -25,9 +26,11 @@ class Splits:
         return parts if self.test is None else parts | {"test": self.test}
 
     def of_users(self, users: pd.Series) -> pd.DataFrame:
-        """What these users did, in all parts: user_id, item_id, label, timestamp; of each user in time order."""
+        """What these users did, in all parts: user_id, item_id, label, timestamp, and cold_item where the parts have
+        that; of each user in time order."""
         wanted = users.unique()
-        return pd.concat([part.loc[part["user_id"].isin(wanted), _EVENT] for part in self.parts().values()])
+        columns = [*_EVENT, "cold_item"] if "cold_item" in self.train else _EVENT
+        return pd.concat([part.loc[part["user_id"].isin(wanted), columns] for part in self.parts().values()])
 
 
 def split(
@@ -46,6 +49,7 @@ def split(
     by="dates": valid = valid_from ≤ time < test_from, test = test_from ≤ time (dates such as "2002-04-01", UTC).
     by="leave-last": of every user with more than 2·last rows the last `last` rows are test and the `last` before them
         valid; rows of one user and timestamp count in the order of the source. All rows of other users are train.
+    by the name of a `Recipe`: as published, with its labels.
 
     Raises ValueError for an unknown `by`, ratios that are not positive or do not sum to 1, missing or unordered dates,
     last < 1, a part that comes out empty, and any `by` but "ratio" on a source that is already split.
@@ -57,6 +61,10 @@ def split(
         part = frame["split"].map({"train": 0, "valid": 1, "test": 2}).to_numpy()
         frame = frame.drop(columns="split")
         has_test = bool((part == 2).any())
+    elif by in RECIPES:
+        frame = RECIPES[by].labelled(frame)
+        part = RECIPES[by].parts(frame)
+        has_test = True
     else:
         part = _parts(frame, by, ratios, valid_from, test_from, last)
         has_test = True
@@ -103,7 +111,8 @@ def _parts(
         from_end = users.cumcount(ascending=False).to_numpy()
         part = 2 - np.minimum(from_end // last, 2)
         return np.where(users.transform("size").to_numpy() > 2 * last, part, 0)
-    raise ValueError(f"by: expected 'ratio', 'dates' or 'leave-last', got {by!r}")
+    published = ", ".join(RECIPES)
+    raise ValueError(f"by: expected 'ratio', 'dates' or 'leave-last', got {by!r}; or a published split, {published}")
 
 
 def _second(name: str, date: str | None) -> int:

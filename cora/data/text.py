@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from cora.data.blocks import Odd, blocks
 from cora.data.problems import listed, problem, shown_path
-from cora.data.rows import Rows, coded, coded_chunk
+from cora.data.rows import Lines, Rows, coded, coded_chunk
 
 _CHUNK = 100_000  # rows that stand as Python objects at a time
 
@@ -91,17 +91,12 @@ class Collected:
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
-        self._lines: list[Sequence[int] | np.ndarray] = []
+        self._lines = Lines()
         self._chunks: list[list[pa.Array]] = [[] for _ in names]
 
     def add(self, lines: Sequence[int] | np.ndarray, columns: Sequence[pa.Array]) -> None:
         """Of some rows their lines and, by our names, their cells, large_string [rows] each."""
-        first, last = int(lines[0]), int(lines[-1])
-        if last - first < len(lines):  # without empty lines between: their borders are enough
-            lines = range(first, last + 1)
-            if self._lines and isinstance(before := self._lines[-1], range) and before.stop == first:
-                lines = range(self._lines.pop()[0], last + 1)
-        self._lines.append(lines)
+        self._lines.add(lines)
         for name, chunks, cells in zip(self._names, self._chunks, columns, strict=True):
             is_whole = not chunks or pa.types.is_integer(chunks[-1].type)
             whole = _as_whole(cells) if is_whole else None
@@ -112,7 +107,7 @@ class Collected:
                 chunks.append(cells if name == "timestamp" else cells.dictionary_encode())
 
     def rows(self, file: Path) -> Rows:
-        lines = self._lines[0] if len(self._lines) == 1 else np.concatenate([np.empty(0, np.int64), *self._lines])
+        lines = self._lines.joined()
         columns = {name: _one_kind(chunks) for name, chunks in zip(self._names, self._chunks, strict=True)}
         return Rows(pa.table(columns), self._names, (file,), (len(lines),), (lines,), is_text=True)
 

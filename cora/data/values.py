@@ -143,6 +143,11 @@ def titles(rows: Rows) -> tuple[list[str | None], np.ndarray]:
     return [*values.to_pylist(), None], np.where(codes < 0, len(values), codes)
 
 
+def is_visible(title: str | None) -> bool:
+    """Whether there is anything in it to be seen."""
+    return any(letter != " " and letter.isprintable() for letter in title or "")
+
+
 def _first(mask: pa.ChunkedArray) -> int:
     return int(pc.index(mask, True).as_py())
 

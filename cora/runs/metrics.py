@@ -1,4 +1,4 @@
-"""How good scores are: AUC, UAUC and log-loss, over all rows and over the warm and the cold ones, as a table."""
+"""How good scores are: AUC, UAUC and log-loss, over all rows and over the warm, the cold and others, as a table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +10,15 @@ from sklearn.metrics import log_loss, roc_auc_score
 from cora.methods import METHODS
 
 # What identifies a scored row; every other column of predictions holds the scores of a method.
-KEY = ("user_id", "item_id", "label", "timestamp", "warm")
+KEY = ("user_id", "item_id", "label", "timestamp", "warm", "cold_item")
 BASELINES = {"collaborative": "collaborative", "fold_in": "same, fold-in", "llm": "LLM alone"}
 _COLUMNS = ("auc", "uauc", "warm_auc", "warm_uauc", "cold_auc", "cold_uauc", "log_loss")
+_OF_COLD_ITEMS = ("cold_items_auc", "cold_items_uauc")
+
+
+def identified(rows: pd.DataFrame) -> pd.DataFrame:
+    """The columns of KEY that there are."""
+    return rows[[name for name in KEY if name in rows]]
 
 
 def label_of(name: str) -> str:
@@ -21,10 +27,12 @@ def label_of(name: str) -> str:
 
 
 def metrics(rows: pd.DataFrame, scores: np.ndarray) -> dict[str, float | None]:
-    """AUC over all rows; UAUC, the mean AUC of the users who have both labels; both for warm and cold rows; log-loss.
+    """AUC over all rows; UAUC, the mean AUC of the users who have both labels; both for warm and cold rows, and for
+    those of cold items; log-loss.
 
-    rows: user_id, label (0 or 1) and, for warm and cold, warm (bool: user and item are both in train); scores: one
-    finite logit a row. What cannot be computed, for rows of one label, is None.
+    rows: user_id, label (0 or 1) and, for warm and cold, warm (bool: user and item are both in train); cold_item (bool:
+    the item is not), for those of cold items. scores: one finite logit a row. What cannot be computed, for rows of one
+    label, is None.
 
     Raises ValueError for no rows, another number of scores and scores that are not finite.
     """
@@ -36,7 +44,10 @@ def metrics(rows: pd.DataFrame, scores: np.ndarray) -> dict[str, float | None]:
     labels, users = rows["label"].to_numpy(), rows["user_id"].to_numpy()
     warm = rows["warm"].to_numpy() if "warm" in rows else np.ones(len(rows), dtype=bool)
     found = {}
-    for name, part in (("", np.ones_like(warm)), ("warm_", warm), ("cold_", ~warm)):
+    parts = {"": np.ones_like(warm), "warm_": warm, "cold_": ~warm}
+    if "cold_item" in rows:
+        parts["cold_items_"] = rows["cold_item"].to_numpy()
+    for name, part in parts.items():
         found[name + "auc"] = _auc(labels[part], scores[part])
         found[name + "uauc"] = _uauc(users[part], labels[part], scores[part])
     found["log_loss"] = float(log_loss(labels, 0.5 + 0.5 * np.tanh(0.5 * scores), labels=[0, 1]))
@@ -47,17 +58,23 @@ def summary(rows: pd.DataFrame) -> dict[str, Any]:
     """metrics.json of predictions: rows with the columns of KEY and a column of scores for each method."""
     methods = {name: metrics(rows, rows[name].to_numpy()) for name in rows if name not in KEY}
     counts = {"rows": len(rows), "positives": int(rows["label"].sum()), "users": int(rows["user_id"].nunique())}
-    return counts | {"warm_rows": int(rows["warm"].sum()), "methods": methods}
+    counts |= {"warm_rows": int(rows["warm"].sum())}
+    if "cold_item" in rows:
+        counts |= {"cold_item_rows": int(rows["cold_item"].sum())}
+    return counts | {"methods": methods}
 
 
 def as_table(found: dict[str, Any]) -> str:
     """The methods of a `summary`, one a line."""
-    lines = ["{:<14}".format("") + "".join(f"{name.replace('_', ' '):>12}" for name in _COLUMNS)]
+    has_cold_items = "cold_item_rows" in found
+    widths = {name: max(12, len(name) + 2) for name in (*_COLUMNS, *(_OF_COLD_ITEMS if has_cold_items else ()))}
+    lines = ["{:<14}".format("") + "".join(f"{name.replace('_', ' '):>{width}}" for name, width in widths.items())]
     for method, values in found["methods"].items():
-        cells = (f"{value:.4f}" if (value := values[name]) is not None else "-" for name in _COLUMNS)
-        lines.append(f"{label_of(method):<14}" + "".join(f"{cell:>12}" for cell in cells))
+        cells = {name: f"{value:.4f}" if (value := values[name]) is not None else "-" for name in widths}
+        lines.append(f"{label_of(method):<14}" + "".join(f"{cells[name]:>{width}}" for name, width in widths.items()))
     lines.append(
         f"{found['rows']} rows of {found['users']} users, {found['positives']} positive, {found['warm_rows']} warm"
+        + (f", {found['cold_item_rows']} of cold items" if has_cold_items else "")
     )
     return "\n".join(lines)
 
@@ -82,7 +99,7 @@ def joined(predictions: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """
     first, *others = predictions
     for other in others:
-        if not first[[*KEY]].equals(other[[*KEY]]):
+        if not identified(first).equals(identified(other)):
             raise ValueError("run: the runs scored different rows; give them the same data, split, seed and test_rows")
         first = first.assign(**{name: other[name] for name in other if name not in first})
     return first

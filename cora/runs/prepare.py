@@ -7,8 +7,8 @@ import pandas as pd
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from cora.collaborative import CollaborativeEmbeddings, FoldIn, items_without_own_rating, pasts
-from cora.data import Interactions, Splits, load_interactions, split, with_histories
+from cora.collaborative import CollaborativeEmbeddings, FoldIn, items_without_own_rating
+from cora.data import Interactions, Splits, load_interactions, pasts, split, with_cold_items, with_histories
 from cora.llm.loading import load_tokenizer
 from cora.methods.config import MethodConfig
 from cora.prompts import PromptDataset, PromptEncoder
@@ -26,10 +26,13 @@ class Prepared:
 
     @cached_property
     def splits(self) -> Splits:
-        """Train, valid and, where there is one, test, with `warm` for rows of known user and item."""
+        """Train, valid and, where there is one, test, with `warm` for rows of known user and item, and `cold_item`
+        where there is a share of cold items."""
         config = self.config
-        by = "ratio" if "split" in self.data.frame else config.split
+        by = "ratio" if "split" in self.data.frame or config.split == "cold-items" else config.split
         parts = split(self.data, by, valid_from=config.valid_from, test_from=config.test_from, last=config.leave_last)
+        if config.share_of_cold_items:
+            parts = with_cold_items(parts, config.share_of_cold_items, config.seed)
         users, items = (parts.train[name].unique() for name in ("user_id", "item_id"))
         warm = {
             name: frame.assign(
@@ -56,7 +59,12 @@ class Prepared:
 
         part: what the rows are called where how many of them have unknown ids is said, in one line.
         """
-        past = pasts(rows, self.splits.of_users(rows["user_id"])) if self.config.folds_in else None
+        past = None
+        if self.config.folds_in:
+            known = self.splits.of_users(rows["user_id"])
+            # Cold items have no vectors, and their mean would count as if the user had rated that.
+            known = known[~known["cold_item"]] if "cold_item" in known else known
+            past = pasts(rows, known)
         if part is not None:
             others = [] if past is None else pd.unique(past[0].values).tolist()
             embeddings.report_unknown(part, rows["user_id"].tolist(), rows["item_id"].tolist(), others)

@@ -15,7 +15,7 @@ from cora.methods import load_method
 from cora.methods.model import MethodModel
 from cora.prompts import PromptCollator, PromptDataset
 from cora.runs.folder import RunFolder
-from cora.runs.metrics import KEY, summary
+from cora.runs.metrics import identified, summary
 from cora.runs.prepare import prepare
 from cora.runs.settings import RunConfig
 
@@ -33,6 +33,11 @@ def evaluate(run: str | Path, data: str | None = None, part: str = "test", rows:
     prepared = prepare(config)
     chosen = prepared.drawn(part, rows).reset_index(drop=True)
     embeddings = folder.vectors()
+    if "cold_item" in chosen and chosen.loc[chosen["cold_item"], "item_id"].isin(embeddings.item_ids).any():
+        raise ValueError(
+            f"data: items without a training row in {prepared.data.name} have vectors in {folder.path}, "
+            "whose train part was another"
+        )
     model = load_model(folder, config)
     vectors = prepared.user_vectors(embeddings, chosen, part)
     prompts = prepared.prompts(chosen, vectors)
@@ -68,7 +73,7 @@ def score_prompts(model: MethodModel, prompts: PromptDataset, adapted: bool = Tr
 
 def unscored(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with what identifies them alone, for columns of scores beside it."""
-    return rows[[*KEY]].reset_index(drop=True)
+    return identified(rows).reset_index(drop=True)
 
 
 def collaborative_scores(

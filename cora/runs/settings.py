@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from cora.checks import check_choice, check_int, is_number
+from cora.checks import check_choice, check_int, check_share, is_number
 from cora.collaborative import COLLABORATIVE
+from cora.data import NAMED_DATA, RECIPES
 from cora.methods import METHODS, load_method
 from cora.methods.config import MethodConfig
 
@@ -26,15 +27,21 @@ class RunConfig:
     Raises TypeError or ValueError that names the field.
     """
 
-    data: str = _option("", "named data set (movielens-100k), RecBole or MovieLens folder, .parquet, .csv, .tsv or "
-                            ".jsonl file, a folder of its parts, or one with train, valid and maybe test")  # fmt: skip
+    data: str = _option("", f"named data set ({', '.join(NAMED_DATA)}), RecBole, MovieLens or Amazon folder, .parquet, "
+                            ".csv, .tsv or .jsonl file, a folder of its parts, or one with train, valid and maybe "
+                            "test")  # fmt: skip
     model: str = _option("", "named model (smollm2-135m), or what transformers' from_pretrained takes")
     method: str = _option("cora", f"way to recommend: {', '.join(METHODS)}")
     positive_rating: float = _option(4.0, "ratings from here on are label 1, where the data has no labels")
-    split: str = _option("ratio", "how rows are split in time: ratio (8:1:1), dates or leave-last (of each user)")
+    split: str = _option("ratio", "how rows are split in time: ratio (8:1:1), dates, leave-last (of each user), a "
+                                  f"published split ({', '.join(RECIPES)}), or cold-items: as ratio, with a cold-share "
+                                  "of 0.2")  # fmt: skip
     valid_from: str | None = _option(None, "split dates: first day of the validation rows, such as 2002-04-01")
     test_from: str | None = _option(None, "split dates: first day of the test rows")
     leave_last: int = _option(1, "split leave-last: test rows of each user, and validation rows before them")
+    cold_share: float | None = _option(None, "share of train's items that lose their training rows, drawn at random: "
+                                             "half of them stay in the validation rows, half in the test rows; works "
+                                             "with any split (default: 0, but 0.2 with split cold-items)")  # fmt: skip
     embeddings: str | None = _option(None, "safetensors file of collaborative embeddings; none: they are trained")
     users: str | None = _option(None, "vectors of users: fold-in, from what they rated before the row in question, for "
                                       "vectors whose inner product is the logit of a like; or table, their row of the "
@@ -73,6 +80,9 @@ class RunConfig:
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
+        check_share("cold_share", self.share_of_cold_items)
+        if self.split == "cold-items" and self.share_of_cold_items == 0:
+            raise ValueError("cold_share: expected more than 0 with split cold-items, got 0")
         for name in ("cora", "trainer"):
             if not isinstance(getattr(self, name), dict):
                 raise TypeError(f"{name}: expected names with values, got {getattr(self, name)!r}")
@@ -86,6 +96,13 @@ class RunConfig:
         """The method's configuration. Raises ValueError for a name in `cora` that it does not have."""
         made: MethodConfig = load_method(self.method).Config.from_dict({**self.cora, "base_model": self.model})
         return made
+
+    @property
+    def share_of_cold_items(self) -> float:
+        """The share of train's items that lose their training rows."""
+        if self.cold_share is None:
+            return 0.2 if self.split == "cold-items" else 0.0
+        return self.cold_share
 
     @property
     def folds_in(self) -> bool:
@@ -102,8 +119,9 @@ class RunConfig:
 
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
-    "method": tuple(METHODS), "split": ("ratio", "dates", "leave-last"), "collaborative": tuple(COLLABORATIVE),
-    "dtype": ("auto", "float32", "bfloat16", "float16"), "users": (None, "fold-in", "table"),
+    "method": tuple(METHODS), "split": ("ratio", "dates", "leave-last", "cold-items", *RECIPES),
+    "collaborative": tuple(COLLABORATIVE), "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "users": (None, "fold-in", "table"),
 }  # fmt: skip
 _LEAST = {
     "leave_last": 1, "dim": 3, "steps": 1, "batch_size": 1, "warmup_steps": 0, "eval_every": 1, "patience": 1,

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from transformers import TrainingArguments
@@ -80,13 +81,25 @@ def _collaborative(config: RunConfig, run: RunFolder, splits: Splits) -> Collabo
     """The vectors of the run: those of the file named, those trained before, or those of a model trained now."""
     if not run.embeddings.is_file():
         if config.embeddings is not None:
-            embeddings = CollaborativeEmbeddings.load(config.embeddings)
+            embeddings = _of_trained_items(CollaborativeEmbeddings.load(config.embeddings), splits)
         else:
             fitted = COLLABORATIVE[config.collaborative]
             embeddings, result = fitted(splits.train, splits.valid, config.dim, seed=config.seed)
             print(f"{config.collaborative}: valid AUC {result.valid_auc:.4f} after {result.best_epoch + 1} epochs")
         embeddings.save(run.embeddings)
     return run.vectors()
+
+
+def _of_trained_items(embeddings: CollaborativeEmbeddings, splits: Splits) -> CollaborativeEmbeddings:
+    """The vectors without those of cold items, which whoever made them may have known."""
+    if "cold_item" not in splits.train:
+        return embeddings
+    known = pd.Series(embeddings.item_ids, dtype=object).isin(splits.train["item_id"].unique().tolist())
+    rows = np.flatnonzero(known)
+    if not len(rows):
+        raise ValueError("embeddings: none of the items in train has a vector in the file")
+    items = [embeddings.item_ids[row] for row in rows]
+    return CollaborativeEmbeddings(embeddings.user_ids, items, embeddings.users, embeddings.items[rows])
 
 
 def _rows(prepared: Prepared) -> tuple[str, dict[str, pd.DataFrame]]:
