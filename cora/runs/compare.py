@@ -15,7 +15,7 @@ from cora.files import write_files
 from cora.methods import load_method
 from cora.runs.folder import RunFolder
 from cora.runs.intervals import Interval, UserAUCs, differences
-from cora.runs.metrics import BASELINES, KEY, label_of, metrics
+from cora.runs.metrics import BASELINES, identified, label_of, metrics
 from cora.runs.settings import RunConfig
 from cora.runs.train import train
 
@@ -82,7 +82,7 @@ def compare(
             run = RunFolder(Path(out) / f"{one.folder}-seed{config.seed}")
             train(config, run.path)
             found = pd.read_parquet(run.predictions)
-            keys = found[[name for name in KEY if name in found]]
+            keys = identified(found)
             for name, label in [*BASELINES.items(), (one.method, one.label)]:
                 if name in found and (one is contestants[0] or name == one.method):
                     scored.setdefault(label, []).append(keys.assign(score=found[name]))
