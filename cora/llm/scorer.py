@@ -80,10 +80,17 @@ class Scorer:
         """Whether prompts of this mask go through the model packed, and share what they begin with."""
         return self._packing.serves(attention_mask)
 
-    def answer(self, prompts: Prompts, deltas: Deltas | None, readout: Tensor | None = None) -> Tensor:
+    def answer(
+        self,
+        prompts: Prompts,
+        deltas: Deltas | None,
+        readout: Tensor | None = None,
+        embedded: Tensor | None = None,
+    ) -> Tensor:
         """The score of every prompt [B] fp32 with these deltas, one sample each; None for the base model's own.
 
         readout: [h], by which the hidden state before the answer is read in place of the answers' rows of the head.
+        embedded: the embeddings of the prompts' tokens [..., h], in place of the model's own.
         """
         call = self.patch.call(deltas, None if deltas is None else prompts.cu_seqlens)
         packed = {}
@@ -93,7 +100,8 @@ class Scorer:
         rows = None if readout is None else readout[None]
         self.patch.calls.set(replace(call, answers=prompts.last, readout=rows))
         try:
-            answers = self.base(input_ids=prompts.input_ids, use_cache=False, **packed).logits
+            tokens = {"input_ids": prompts.input_ids} if embedded is None else {"inputs_embeds": embedded}
+            answers = self.base(**tokens, use_cache=False, **packed).logits
         finally:
             self.patch.calls.set(call)
         answers = answers[:, 0].float()
@@ -108,10 +116,11 @@ class Scorer:
         readout: Tensor | None = None,
         prefix_lengths: Tensor | None = None,
         owners: Sequence[Hashable] | None = None,
+        embedded: Callable[[list[int], Prompts], Tensor | None] | None = None,
     ) -> Tensor:
         """The scores of any number of prompts [N] fp32, in batches, each as wide as its longest prompt. deltas: from
-        the rows of a batch and its prompts, what adapts them. readout: as in `answer`; prefix_lengths, owners: as in
-        `prompts`.
+        the rows of a batch and its prompts, what adapts them; embedded: likewise their embeddings. readout: as in
+        `answer`; prefix_lengths, owners: as in `prompts`.
 
         Batches are of prompts of similar length or, where these share what they begin with, of prompts that begin
         alike, as many tokens as batch_size prompts of the mean length have.
@@ -134,7 +143,8 @@ class Scorer:
                     () if prefix_lengths is None else (prefix_lengths[rows], owners and [owners[row] for row in rows])
                 )
                 prompts = self.prompts(input_ids[rows, columns], attention_mask[rows, columns], *split)
-                scores[rows] = self.answer(prompts, deltas(rows, prompts), readout)
+                tokens = None if embedded is None else embedded(rows, prompts)
+                scores[rows] = self.answer(prompts, deltas(rows, prompts), readout, tokens)
                 bar.update(len(rows))
         return scores
 

@@ -29,6 +29,7 @@ METHODS = {
     "tallrec": Method(
         "TALLRec", "cora.methods.tallrec.config:TALLRecConfig", "cora.methods.tallrec.model:TALLRecModel"
     ),
+    "collm": Method("CoLLM", "cora.methods.collm.config:CoLLMConfig", "cora.methods.collm.model:CoLLMModel"),
 }
 
 

@@ -86,6 +86,13 @@ class MethodModel(nn.Module):
         """{linear name: Delta} of a batch: what the language model is for these users and items."""
         raise NotImplementedError
 
+    def embedded(self, input_ids: Tensor, samples: Samples) -> Tensor | None:
+        """[..., h], what stands for the embeddings of the tokens of samples, one behind the other; None for those."""
+        return None
+
+    def at(self, done: float) -> None:
+        """Told before every step of training which share of the steps is done, from 0 to 1."""
+
     def offsets(self, samples: Samples) -> Tensor | None:
         """[B], what is added to what the language model says of each sample; None for nothing."""
         return None
@@ -125,7 +132,8 @@ class MethodModel(nn.Module):
         if labels is not None:
             check_labels(labels, len(input_ids))
         prompts = self.prompts(input_ids, attention_mask, samples, prefix_lengths)
-        answers = self.scorer.answer(prompts, self._dropped(samples.of(prompts)), self.readout)
+        deltas, tokens = self._dropped(samples.of(prompts)), self.embedded(prompts.input_ids, samples)
+        answers = self.scorer.answer(prompts, deltas, self.readout, tokens)
         logits = self.with_offsets(answers, samples)
         loss = None
         if labels is not None:
@@ -157,6 +165,8 @@ class MethodModel(nn.Module):
         copies = max(kwargs.get(name) or getattr(settings, name) or 1 for name in ("num_beams", "num_return_sequences"))
         with self._eval_mode.of(self):
             self.patch.set_deltas(self._dropped(samples.repeated(copies)))
+            if (tokens := self.embedded(input_ids, samples)) is not None:
+                kwargs["inputs_embeds"] = tokens
             return cast(Any, self.base).generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     @torch.no_grad()
@@ -187,6 +197,7 @@ class MethodModel(nn.Module):
                 self.readout if adapted else None,
                 prefix_lengths,
                 None if prefix_lengths is None else samples.owners(),
+                (lambda rows, prompts: self.embedded(prompts.input_ids, samples.rows(rows))) if adapted else None,
             )
             return self.with_offsets(scores, samples) if adapted else scores
 

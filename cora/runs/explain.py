@@ -97,11 +97,12 @@ def _layers(
     device = model.base.device
     prompts = model.prompts(input_ids.to(device), attention_mask.to(device), samples, prefix_lengths)
     with torch.no_grad():
-        off = model.with_offsets(model.scorer.answer(prompts, None, model.readout), samples)
+        tokens = model.embedded(prompts.input_ids, samples)
+        off = model.with_offsets(model.scorer.answer(prompts, None, model.readout, tokens), samples)
         deltas = model.deltas(samples.of(prompts))
     shares = {layer: torch.ones(1, device=device, requires_grad=True) for layer in map(_layer_of, deltas)}
     scaled = {name: one._replace(scaling=one.scaling * shares[_layer_of(name)]) for name, one in deltas.items()}
-    on = model.with_offsets(model.scorer.answer(prompts, scaled, model.readout), samples)
+    on = model.with_offsets(model.scorer.answer(prompts, scaled, model.readout, tokens), samples)
     gradients = torch.autograd.grad(on.sum(), list(shares.values()))
     table = pd.DataFrame({"layer": list(shares), "added": [float(one) for one in gradients]})
     return float(on.detach()), float(off), table

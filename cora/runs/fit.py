@@ -73,7 +73,7 @@ def fit(
     """
     checkpoint = _last_checkpoint(run.checkpoints)
     arguments.eval_on_start = checkpoint is None
-    callbacks: list[TrainerCallback] = [EarlyStoppingCallback(config.patience)]
+    callbacks: list[TrainerCallback] = [EarlyStoppingCallback(config.patience), Progress(model)]
     if config.max_minutes is not None:
         callbacks.append(TimeLimit(60 * config.max_minutes))
     training: Dataset[Any]
@@ -186,6 +186,18 @@ def _announcement(
         f"{arguments.max_steps} steps of {prompts_a_step} prompts and {validations} validations of "
         f"{len(prompts['valid'])}: about {minutes:.1f} minutes on this machine, if nothing ends it early"
     )
+
+
+class Progress(TrainerCallback):
+    """Tells the model before every step how much of its training is done."""
+
+    def __init__(self, model: MethodModel) -> None:
+        self.model = model
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.model.at(state.global_step / max(1, state.max_steps))
 
 
 class TimeLimit(TrainerCallback, ExportableState):
