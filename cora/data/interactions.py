@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from cora.data.formats import read
 from cora.data.order import in_time_order
+from cora.data.parts import check_training_parts, part_of_file
 from cora.data.problems import listed, problem, shown, shown_path
 from cora.data.rows import Rows, Source
 from cora.data.sources import NAMED_DATA
@@ -33,7 +34,9 @@ class Interactions:
     name: str
 
 
-def load_interactions(source: str | os.PathLike[str], positive_rating: float = 4.0) -> Interactions:
+def load_interactions(
+    source: str | os.PathLike[str], positive_rating: float = 4.0, parts_alone: bool = False
+) -> Interactions:
     """Interactions from a named data set, a file or a folder.
 
     Tables with user_id, item_id, timestamp, title and rating or label: parquet, CSV, TSV (quotes as in RFC 4180), JSON
@@ -46,6 +49,8 @@ def load_interactions(source: str | os.PathLike[str], positive_rating: float = 4
     timestamp: ISO 8601, or numbers since 1970 whose unit their size tells (see `times`); kept as seconds, rounded down,
     rows of one second in their order. Ids in text files become int64 if all are whole numbers (see `ids`).
     Titles are kept as they are; the column they are from is reported where it is not called title (`title_column`).
+    parts_alone: whether a folder may hold some parts of a split alone, such as a test part, and a file named as a part
+    (test.parquet) is that part.
     A repeated (user, item, timestamp) is one event: the last row counts, and the number dropped is warned of.
 
     Raises FileNotFoundError if there is nothing at `source` or no file of titles; ValueError, naming the file and, of
@@ -61,6 +66,10 @@ def load_interactions(source: str | os.PathLike[str], positive_rating: float = 4
             f"got {shown_path(Path(name))!r}"
         )
     found = read(path)
+    if parts_alone and path.is_file() and (part := part_of_file(path)):
+        found = found._replace(parts=(part,))
+    if not parts_alone:
+        check_training_parts(path, found.parts, found.events.files)
     for rows in (found.events, found.items):
         if rows is not None and not len(rows):
             raise problem(path if len(rows.files) > 1 else rows.files[0], "no rows")

@@ -53,19 +53,29 @@ def part_files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
 def _split(
     folder: Path, found: dict[str, dict[Path, list[Path]]], others: list[Path], suffixes: Sequence[str]
 ) -> dict[str, list[Path]]:
-    """One place for each part, train and valid among them, and nothing beside."""
+    """One place for each part, and nothing beside."""
     split: dict[str, list[Path]] = {}
     for part in (part for part in PARTS if part in found):
         split[part] = [file for files in found[part].values() for file in files]
         if len(found[part]) > 1:
             raise problem(folder, f"{part} is there twice: {_names(folder, split[part])}")
         _one_form(folder, split[part], suffixes, part)
-    names = _names(folder, (file for files in split.values() for file in files))
     if others:
+        names = _names(folder, (file for files in split.values() for file in files))
         raise problem(folder, f"files of a split and others that are not: {_names(folder, others)} beside {names}")
-    if not {"train", "valid"} <= split.keys():
-        raise problem(folder, f"a split folder needs train and valid, found {names}")
     return split
+
+
+def check_training_parts(folder: Path, parts: Sequence[str], files: Sequence[Path]) -> None:
+    """Raises ValueError, naming the folder, for files of a split that has no train or no valid. parts: of each file."""
+    if any(parts) and not {"train", "valid"} <= set(parts):
+        raise problem(folder, f"a split folder needs train and valid, found {_names(folder, files)}")
+
+
+def part_of_file(file: Path) -> str | None:
+    """The part of a split that the name of a file says: test.parquet, validation-00000-of-00001.csv.gz."""
+    named = _NAMED.fullmatch(file.name.partition(".")[0].lower())
+    return _PART_NAMES[named[1]] if named else None
 
 
 def _one_form(folder: Path, files: list[Path], suffixes: Sequence[str], part: str) -> None:

@@ -1,6 +1,6 @@
 """What training, evaluation, scoring and recommendation share: the data of a run, and its rows as prompts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pandas as pd
@@ -89,6 +89,33 @@ class Prepared:
             settings.splits_prompts,
             item_vectors,
         )
+
+
+def prepare_on(config: RunConfig, source: str) -> Prepared:
+    """A run prepared to score other data with the same ids.
+
+    Data that brings its own train and valid stands for all of the run's. Of data that holds only some parts of a split,
+    a test part say, those stand for the run's own, and what its users did before is known from the run's data too.
+
+    Raises what `prepare` raises, and ValueError for ids of another kind than the run's.
+    """
+    other = load_interactions(source, config.positive_rating, parts_alone=True)
+    if "split" not in other.frame or {"train", "valid"} <= set(other.frame["split"]):
+        return prepare(replace(config, data=source))
+    own = prepare(config)
+    for name in ("user_id", "item_id"):
+        kinds = [pd.api.types.is_integer_dtype(one.frame[name].dtype) for one in (own.data, other)]
+        if kinds[0] != kinds[1]:
+            said = ["whole numbers" if kind else "text" for kind in kinds]
+            raise ValueError(f"data: {name} is {said[1]} in {other.name}, but {said[0]} in {own.data.name}")
+    kept = [
+        frame.assign(split=name) for name, frame in own.splits.parts().items() if name not in set(other.frame["split"])
+    ]
+    frame = pd.concat([*kept, other.frame], ignore_index=True)
+    frame = frame.drop(columns=["warm", "cold_item"], errors="ignore").sort_values("timestamp", kind="stable")
+    data = Interactions(frame.reset_index(drop=True), own.data.titles | other.titles, other.name)
+    # The training part is without its cold items already.
+    return replace(own, config=replace(config, data=source, split="ratio", cold_share=0.0), data=data)
 
 
 def prepare(config: RunConfig) -> Prepared:

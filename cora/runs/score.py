@@ -1,6 +1,5 @@
 """Rows scored: by the collaborative vectors alone, by the language model alone, by a method."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,21 @@ from cora.methods.model import MethodModel
 from cora.prompts import PromptCollator, PromptDataset
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import identified, summary
-from cora.runs.prepare import prepare
+from cora.runs.prepare import prepare, prepare_on
 from cora.runs.settings import RunConfig
 
 
 def evaluate(run: str | Path, data: str | None = None, part: str = "test", rows: int = 0) -> dict[str, Any]:
     """The metrics, as in metrics.json, of a finished run on a part ("train", "valid", "test") of its own data or of
-    other data with the same ids. rows: that many drawn at random, 0 for all.
+    other data with the same ids (`prepare_on`). rows: that many drawn at random, 0 for all.
 
     Raises FileNotFoundError unless a finished run is there, ValueError for a part that the data does not have.
     """
     folder = RunFolder.existing(run)
-    config = folder.config() if data is None else replace(folder.config(), data=data)
     if rows < 0:
         raise ValueError(f"rows: expected a whole number from 0, got {rows}")
-    prepared = prepare(config)
+    config = folder.config()
+    prepared = prepare(config) if data is None else prepare_on(config, data)
     chosen = prepared.drawn(part, rows).reset_index(drop=True)
     embeddings = folder.vectors()
     if "cold_item" in chosen and chosen.loc[chosen["cold_item"], "item_id"].isin(embeddings.item_ids).any():
