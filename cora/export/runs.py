@@ -31,12 +31,14 @@ def export(run: str | Path, users: Sequence[str], items: Sequence[str], out: str
     several to folders in it, user-U-item-I or user-U, with what a file name cannot hold in ids as %XX.
 
     Raises FileNotFoundError unless a finished run is there; ValueError for ids that the run has no vector for, for an
-    id named twice, and for an `out` that is a file.
+    id named twice, for an `out` that is a file, and for a run with shared_prefix.
     """
     folder, out = RunFolder.existing(run), Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: expected a folder, {out} is a file")
     config = folder.config()
+    if config.method_config().splits_prompts:
+        raise ValueError("run: with shared_prefix a prompt has two adapters, which no one adapter can stand for")
     prepared, embeddings = prepare(config), folder.vectors()
     frame = prepared.data.frame
     # Where users are folded in the data knows them, else the table does.

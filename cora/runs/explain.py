@@ -99,9 +99,13 @@ def _layers(
     with torch.no_grad():
         tokens = model.embedded(prompts.input_ids, samples)
         off = model.with_offsets(model.scorer.answer(prompts, None, model.readout, tokens), samples)
-        deltas = model.deltas(samples.of(prompts))
+        parts = samples.of(prompts)
+        deltas = model.deltas(parts)
     shares = {layer: torch.ones(1, device=device, requires_grad=True) for layer in map(_layer_of, deltas)}
-    scaled = {name: one._replace(scaling=one.scaling * shares[_layer_of(name)]) for name, one in deltas.items()}
+    scaled = {
+        name: one._replace(scaling=(one.scaling * shares[_layer_of(name)]).expand(len(parts.user_ids)))
+        for name, one in deltas.items()
+    }
     on = model.with_offsets(model.scorer.answer(prompts, scaled, model.readout, tokens), samples)
     gradients = torch.autograd.grad(on.sum(), list(shares.values()))
     table = pd.DataFrame({"layer": list(shares), "added": [float(one) for one in gradients]})

@@ -110,6 +110,14 @@ def test_a_killed_command_goes_on(
     assert f"out: {out} exists and holds something else" in capsys.readouterr().err
 
 
+def test_a_run_of_two_adapters_is_explained_and_not_exported(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "--run", str(shared), "--user", "3", "--item", "4"]) == 0
+    assert main(["export", "--run", str(shared), "--user", "3", "--out", str(tmp_path / "out")]) == 2
+    assert "run: with shared_prefix a prompt has two adapters" in capsys.readouterr().err
+
+
 def test_users_with_nothing_left_and_unknown_ones(
     settings: dict[str, Any], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
