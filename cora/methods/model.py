@@ -1,6 +1,7 @@
 """MethodModel: a frozen language model with the deltas of one method, trained, scored and saved alike for all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -200,6 +201,15 @@ class MethodModel(nn.Module):
                 (lambda rows, prompts: self.embedded(prompts.input_ids, samples.rows(rows))) if adapted else None,
             )
             return self.with_offsets(scores, samples) if adapted else scores
+
+    @contextmanager
+    def or_unpatched(self) -> Iterator[None]:
+        """Around what a method builds: gives the base model back if that fails."""
+        try:
+            yield
+        except Exception:
+            self.unpatch()
+            raise
 
     def unpatch(self) -> PreTrainedModel:
         """Gives the base model back as it was before: the very same modules, requires_grad included."""

@@ -87,6 +87,17 @@ def test_round_trip(make_base: Any, prompts: Any, pad: Any, tmp_path: Path) -> N
     assert torch.equal(again.score(*pad(prompts, "left"), USERS, ITEMS), expected)
 
 
+def test_settings_that_make_more_than_was_saved(make_base: Any, tmp_path: Path) -> None:
+    build(make_base("llama")).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"r": 3', '"r": 3000000000'))
+    base = make_base("llama")
+    objects = dict(base.named_modules())
+    with pytest.raises(ValueError, match="config.json does not fit model.safetensors: more than .* values"):
+        TALLRecModel.from_pretrained(tmp_path, base)
+    assert dict(base.named_modules()) == objects
+
+
 def test_every_method_has_the_face_of_the_table(make_base: Any) -> None:
     for name in METHODS:
         method = load_method(name)

@@ -35,7 +35,8 @@ class CoLLMModel(PairModel, SharedLoRA):
             raise ValueError("config: slot_id is not set; use CoLLMConfig.with_answer_ids(tokenizer)")
         super().__init__(base_model, config, embeddings)
         device, dim = base_model.device, embeddings.users.shape[1]
-        self.make_lora(self.patch.layers, config.r, device)
+        with self.or_unpatched():
+            self.make_lora(self.patch.layers, config.r, device)
         table = cast(nn.Embedding, base_model.get_input_embeddings()).weight
         middle = config.mid_factor * dim
         self.projection = nn.Sequential(nn.Linear(dim, middle), nn.ReLU(), nn.Linear(middle, table.shape[1])).to(device)

@@ -39,11 +39,8 @@ class CoRAModel(PairModel):
     def __init__(self, base_model: PreTrainedModel, config: CoRAConfig, embeddings: CollaborativeEmbeddings) -> None:
         super().__init__(base_model, config, embeddings)
         make, dim = generator_class(config.generator), embeddings.users.shape[1]
-        try:
+        with self.or_unpatched():
             generator = make(config.options, dim, self.patch.layers, config.r, config.scaling)
-        except Exception:
-            self.unpatch()
-            raise
         self.generator = generator.to(base_model.device)
 
     def deltas(self, samples: Samples) -> dict[str, Delta]:

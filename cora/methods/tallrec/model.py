@@ -30,7 +30,8 @@ class TALLRecModel(MethodModel, SharedLoRA):
         self, base_model: PreTrainedModel, config: TALLRecConfig, embeddings: CollaborativeEmbeddings | None = None
     ) -> None:
         super().__init__(base_model, config)
-        self.make_lora(self.patch.layers, config.r, base_model.device)
+        with self.or_unpatched():
+            self.make_lora(self.patch.layers, config.r, base_model.device)
 
     def deltas(self, samples: Samples) -> dict[str, Delta]:
         """The one LoRA, whoever the samples are about."""
