@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from cora.data.json_lines import is_unicode, objects
+from cora.data.memory import refuse_too_large
 from cora.data.parts import suffix_of
 from cora.data.problems import listed, problem, shown, shown_path
 from cora.data.rows import Lines, Rows, Source, coded, coded_chunk, distinct
@@ -69,6 +70,7 @@ def read(path: Path) -> Source:
         path = found[0]
     products = _products_of(path)
     assert products is not None
+    refuse_too_large([path])
     items = _with_titles(_read(products, _PRODUCT))
     return Source(_of_items(_read(path, _REVIEW), items), ("",), items)
 
@@ -113,9 +115,7 @@ def _read(file: Path, fields: Mapping[str, _Field]) -> Rows:
     if not any(chunks.values()):
         raise problem(file, "the file is empty")
     whole = {ours: pa.chunked_array(pieces) for ours, pieces in chunks.items()}
-    table = pa.table(
-        {ours: coded(one) if fields[ours].type == pa.large_string() else one for ours, one in whole.items()}
-    )
+    table = pa.table({ours: coded(one) if pa.types.is_dictionary(one.type) else one for ours, one in whole.items()})
     return Rows(table, names, (file,), (len(table),), (lines.joined(),), False)
 
 

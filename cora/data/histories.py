@@ -63,12 +63,13 @@ def liked_before(rows: pd.DataFrame, known: pd.DataFrame, max_history: int) -> l
     return _before(rows, known[known["label"].to_numpy() == 1], ["item_id"], max_history)[0].tolist()
 
 
-def pasts(rows: pd.DataFrame, known: pd.DataFrame) -> tuple[Ragged, Ragged]:
-    """Items and labels that the user of each of `rows` has in `known` at an earlier time, oldest first.
+def pasts(rows: pd.DataFrame, known: pd.DataFrame, newest: int | None = None) -> tuple[Ragged, Ragged]:
+    """Items and labels that the user of each of `rows` has in `known` at an earlier time, the `newest` of them or all,
+    oldest first.
 
     rows: user_id, item_id, timestamp; known: those and label. What is of the row's own item is left out.
     """
-    items, labels = _before(rows, _of_users(rows, known), ["item_id", "label"])
+    items, labels = _before(rows, _of_users(rows, known), ["item_id", "label"], newest)
     return items, labels
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cora.data.choosing import checked
+from cora.data.memory import refuse_too_large
 from cora.data.problems import listed, problem, shown_path
 from cora.data.rows import Source
 from cora.data.text import Choose, is_utf8, read_separated
@@ -38,6 +39,7 @@ def read(path: Path) -> Source:
     items = path.with_name(_ITEMS[path.name])
     if not items.is_file():
         raise FileNotFoundError(f"{shown_path(path)}: the titles are missing, expected them in {items.name} beside it")
+    refuse_too_large([path])
     if path.suffix == ".csv":
         ratings = read_separated(path, _chosen(_RATINGS), ",", quoted=True)
         return Source(ratings, ("",), read_separated(items, _chosen(_MOVIES), ",", quoted=True))

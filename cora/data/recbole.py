@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cora.data.choosing import event_columns, item_columns
+from cora.data.memory import refuse_too_large
 from cora.data.parts import PARTS
 from cora.data.problems import listed, problem, shown_path
 from cora.data.rows import Rows, Source, together
@@ -26,6 +27,7 @@ def read(path: Path) -> Source:
     item = first.with_suffix(".item") if "" in files else first.with_suffix("").with_suffix(".item")
     if not item.exists():
         raise FileNotFoundError(f"{shown_path(first)}: the titles are missing, expected them in {item.name} beside it")
+    refuse_too_large(list(files.values()))
     events = [_atomic(file, lambda file, names: event_columns(file, names, titled=False)) for file in files.values()]
     return Source(together(events), tuple(files), _atomic(item, item_columns))
 

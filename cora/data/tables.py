@@ -8,6 +8,7 @@ from pyarrow import parquet
 
 from cora.data.choosing import event_columns
 from cora.data.json_lines import read_json_lines
+from cora.data.memory import refuse_too_large
 from cora.data.parts import part_files, suffix_of
 from cora.data.problems import clipped, problem
 from cora.data.rows import Rows, Source, kind, plain, together
@@ -24,6 +25,7 @@ def reads(path: Path) -> bool:
 def read(path: Path) -> Source:
     """One file, or the files of a folder, each of a part of the split or all of a source that is not split."""
     split = part_files(path, tuple(_READERS)) if path.is_dir() else {"": [path]}
+    refuse_too_large([file for files in split.values() for file in files])
     found, parts = [], []
     for part, files in split.items():
         for file in files:

@@ -14,6 +14,10 @@ from cora.methods.config import MethodConfig
 from cora.prompts import PromptDataset, PromptEncoder
 from cora.runs.settings import RunConfig
 
+# Ratings that a user's vector is folded in from, at most: more than any user of MovieLens-1M has. A user of a million
+# would make a batch that does not fit.
+_MOST_PAST = 4096
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -64,7 +68,7 @@ class Prepared:
             known = self.splits.of_users(rows["user_id"])
             # Cold items have no vectors, and their mean would count as if the user had rated that.
             known = known[~known["cold_item"]] if "cold_item" in known else known
-            past = pasts(rows, known)
+            past = pasts(rows, known, _MOST_PAST)
         if part is not None:
             others = [] if past is None else pd.unique(past[0].values).tolist()
             embeddings.report_unknown(part, rows["user_id"].tolist(), rows["item_id"].tolist(), others)

@@ -40,6 +40,19 @@ def test_against_the_definitions() -> None:
     assert found["log_loss"] == pytest.approx(-np.log(right).mean())
 
 
+def test_rows_of_cold_items_have_their_own() -> None:
+    rows = rows_of([1, 1, 1, 2], [1, 0, 1, 0], [True, False, False, False]).assign(cold_item=[False, True, True, True])
+    scores = np.array([9.0, 1.0, 2.0, 5.0])
+    found = metrics(rows, scores)
+    assert (found["cold_items_auc"], found["cold_items_uauc"]) == (0.5, 1.0)
+    table = summary(rows.assign(cora=scores))
+    assert table["cold_item_rows"] == 3 and table["methods"].keys() == {"cora"}
+    head, line, count = as_table(table).splitlines()
+    assert head.endswith("  cold items auc  cold items uauc") and line.split()[-2:] == ["0.5000", "1.0000"]
+    assert len(head) == len(line) and count.endswith(", 1 warm, 3 of cold items")
+    assert "cold_items_auc" not in metrics(rows.drop(columns="cold_item"), scores)
+
+
 def test_users_of_one_label_do_not_count() -> None:
     found = metrics(rows_of([1, 1, 2, 2, 3], [1, 0, 1, 1, 0]), np.array([2.0, 1.0, 0.0, 5.0, 9.0]))
     assert found["uauc"] == 1.0

@@ -17,6 +17,7 @@ from cora import CoRAModel
 from cora.collaborative import CollaborativeEmbeddings
 from cora.runs.folder import RunFolder
 from cora.runs.prepare import prepare
+from cora.runs.score import evaluate
 from cora.runs.settings import RunConfig
 from cora.runs.train import train
 
@@ -137,6 +138,55 @@ def test_split_folder_without_test(settings: dict[str, Any], tmp_path: Path) -> 
     assert result["part"] == "valid" and result["rows"] == 100
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["vectors-trained", "vectors-given"])
+def test_cold_items_have_no_vectors_and_their_own_metrics(
+    settings: dict[str, Any], tmp_path: Path, given: bool
+) -> None:
+    changes: dict[str, Any] = dict(split="cold-items", steps=1)
+    if given:
+        torch.manual_seed(0)
+        vectors = CollaborativeEmbeddings(list(range(20)), list(range(30)), torch.randn(20, 6), torch.randn(30, 6))
+        vectors.save(tmp_path / "given.safetensors")
+        changes |= dict(embeddings=str(tmp_path / "given.safetensors"), users="fold-in")
+    config = RunConfig(**(settings | changes))
+    splits = prepare(config).splits
+    with pytest.warns(UserWarning, match="unknown item ids"):
+        result = train(config, tmp_path / "run")
+    assert 0 < result["cold_item_rows"] < result["rows"]
+    kept = CollaborativeEmbeddings.load(tmp_path / "run" / "embeddings.safetensors")
+    assert sorted(kept.item_ids) == sorted(splits.train["item_id"].unique().tolist()) and len(kept.item_ids) == 24
+    for values in result["methods"].values():
+        assert {"cold_items_auc", "cold_items_uauc"} <= values.keys()
+    rows = pd.read_parquet(tmp_path / "run" / "predictions.parquet")
+    cold = rows["cold_item"].to_numpy()
+    assert np.array_equal(cold, ~rows["item_id"].isin(kept.item_ids)) and not rows["warm"][cold].any()
+    # Of a cold item the vectors know nothing: all of them have one and the same score for a user of the table.
+    assert rows[cold].groupby("user_id")["collaborative"].nunique().max() == 1
+    with pytest.warns(UserWarning, match="unknown item ids"):
+        found = evaluate(tmp_path / "run")
+    assert found["methods"]["cora"] == pytest.approx(result["methods"]["cora"], abs=1e-6)
+
+
+def test_cold_items_of_a_folder_already_split(settings: dict[str, Any], tmp_path: Path) -> None:
+    frame = pd.read_csv(settings["data"])
+    for name, part in (("train", frame[:300]), ("valid", frame[300:])):
+        (tmp_path / name).mkdir()
+        part.to_parquet(tmp_path / name / "0.parquet")
+    parts = [prepare(RunConfig(**(settings | dict(data=str(tmp_path)) | more))).splits for more in (
+        dict(cold_share=0.2), dict(split="cold-items"), dict(cold_share=0.4, split="cold-items"),
+    )]  # fmt: skip
+    assert [one.train["item_id"].nunique() for one in parts] == [24, 24, 18]
+    assert all(one.valid["cold_item"].any() for one in parts)
+
+
+def test_vectors_that_know_the_cold_items_are_told(finished: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("cold_share: null", "cold_share: 0.2"))
+    with pytest.raises(ValueError, match="data: items without a training row in films have vectors in .*run"):
+        evaluate(tmp_path / "run")
+
+
 def test_other_settings_are_refused(finished: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(FileExistsError, match=r"out: .*other settings: learning_rate 0.0005, now 0.1"):
         train(RunConfig(**(settings | dict(learning_rate=0.1))), finished)
@@ -181,6 +231,9 @@ def test_what_the_data_and_settings_cannot_do_leaves_no_folder(settings: dict[st
         (dict(learning_rate="fast"), "learning_rate: expected a number"),
         (dict(max_minutes=0), "max_minutes: expected a positive number"),
         (dict(split="random"), "split: expected one of ratio, dates, leave-last"),
+        (dict(cold_share=1), "cold_share: expected a number from 0 up to, not including, 1, got 1"),
+        (dict(cold_share="x"), "cold_share: expected a number from 0"),
+        (dict(split="cold-items", cold_share=0), "cold_share: expected more than 0 with split cold-items"),
         (dict(dtype="int8"), "dtype: expected one of auto, float32"),
         (dict(cora=["r"]), "cora: expected names with values"),
         (dict(cora=dict(rank=4)), "unknown configuration fields: rank"),
