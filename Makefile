@@ -5,7 +5,7 @@ READY := .venv/ready
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Of the demo alone: fewer steps and rows, and shorter prompts. Work is counted, not minutes: how long it takes is said first.
-DEMO := --steps 240 --eval-every 40 --valid-rows 300 --test-rows 800 --cora max_history=5
+DEMO := --steps 120 --eval-every 40 --valid-rows 300 --test-rows 800 --cora max_history=5 --cora offset=true --cora shared_prefix=true
 
 .PHONY: demo test test-all fuzz bench lint format sanitize cuda-build clean
 

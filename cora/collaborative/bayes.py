@@ -11,8 +11,8 @@ from cora.collaborative.embeddings import CollaborativeEmbeddings
 from cora.collaborative.fitting import FitResult, TrainingRows
 
 _ROUNDS = 50
-_CLOSE = 1e-3  # mean change of a logit in a round
-_CHUNK = 1 << 16
+_CLOSE = 5e-3  # mean change of a logit in a round
+_CHUNK_BYTES = 1 << 21  # of matrices gathered at once: what a cache holds
 _INITIAL_STD = 0.3
 
 
@@ -113,13 +113,13 @@ def _posterior(side: _Side, other: _Side, own_rows: Tensor, other_rows: Tensor, 
 def _squares(side: _Side, own_rows: Tensor, other_rows: Tensor, ff: Tensor, fo: Tensor, oo: Tensor) -> Tensor:
     """E[logit²] of every rating."""
     zz = side.covariance + side.mean[:, :, None] * side.mean[:, None, :]
-    found = torch.empty(len(own_rows), dtype=torch.float64)
-    for start in range(0, len(own_rows), _CHUNK):
-        own, other = own_rows[start : start + _CHUNK], other_rows[start : start + _CHUNK]
-        found[start : start + _CHUNK] = (
-            (ff[other] * zz[own]).sum((1, 2)) + 2 * (fo[other] * side.mean[own]).sum(1) + oo[other]
-        )
-    return found
+    ff, zz = ff.flatten(1), zz.flatten(1)
+    chunk = max(1, _CHUNK_BYTES // (8 * zz.shape[1]))
+    found = [
+        (ff[other] * zz[own]).sum(1) + 2 * (fo[other] * side.mean[own]).sum(1) + oo[other]
+        for own, other in zip(own_rows.split(chunk), other_rows.split(chunk), strict=True)
+    ]
+    return torch.cat(found)
 
 
 def _vectors(users: _Side, items: _Side) -> tuple[Tensor, Tensor]:

@@ -46,8 +46,8 @@ class RunConfig:
     users: str | None = _option(None, "vectors of users: fold-in, from what they rated before the row in question, for "
                                       "vectors whose inner product is the logit of a like; or table, their row of the "
                                       "embeddings (default: fold-in, but table with --embeddings)")  # fmt: skip
-    collaborative: str = _option("mf", f"model that makes the vectors: {', '.join(COLLABORATIVE)}")
-    dim: int = _option(32, "width of the vectors")
+    collaborative: str = _option("bayes", f"model that makes the vectors: {', '.join(COLLABORATIVE)}")
+    dim: int = _option(16, "width of the vectors")
     dtype: str = _option("auto", "of the language model: float32, bfloat16, float16, or auto, which is bfloat16 where "
                                  "the device computes it fast")  # fmt: skip
     steps: int = _option(400, "optimiser steps at most")
