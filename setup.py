@@ -57,7 +57,8 @@ def show_torch() -> None:
     for python in dict.fromkeys(interpreters()):
         # -E: what the frontend hides the environment with are variables that Python reads.
         asked = subprocess.run([python, "-E", "-c", _ASK], capture_output=True, text=True)
-        suffix, found, path = json.loads(asked.stdout) if asked.returncode == 0 else ("", False, [])
+        # The last line: a .pth file of the environment may print too.
+        suffix, found, path = json.loads(asked.stdout.splitlines()[-1]) if asked.returncode == 0 else ("", False, [])
         if found and suffix == sysconfig.get_config_var("EXT_SUFFIX"):
             sys.path += [one for one in path if one not in sys.path]
             return
@@ -118,6 +119,8 @@ def native() -> dict:
                 for extension in self.extensions:
                     extension.extra_compile_args["cxx"] += SANITIZERS
                     extension.extra_link_args += SANITIZERS
+            # What an earlier build left is newer than the sources, and may be for another torch; ninja sees that.
+            self.force = True
             try:
                 super().run()
             except Exception as error:

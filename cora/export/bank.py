@@ -14,10 +14,13 @@ from cora.llm.linears import linear_sizes
 class AdapterBank(nn.Module):
     """y_i = x_i·Wᵀ + s_n·(x_i·A_n)·B_n for sample i of adapter n: A [n, K, r] and B [n, r, N] of every linear, trained.
 
-        bank = cora.load_bank("adapters", model)
-        patch = cora.patch(model, bank.linears)
-        patch.set_deltas(bank.deltas(["ann", "bo", None, "ann"]))   # None: the base model
-        bank.save_pretrained("trained")
+    >>> bank = cora.load_bank("adapters", model)
+    >>> patch = cora.patch(model, bank.linears)
+    patched 2 linears of LlamaForCausalLM
+    ...
+    >>> patch.set_deltas(bank.deltas(["ann", "bo", None, "ann"]))  # None: the base model
+    >>> model(input_ids).logits.sum().backward()
+    >>> bank.save_pretrained("trained")
 
     r is the largest rank that a linear has in any adapter; smaller ones are followed by zeros, which get no gradient
     and stay zero. A linear that an adapter has not is all zeros there, and stays so too. Made by `load_bank`.

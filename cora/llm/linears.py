@@ -69,7 +69,12 @@ def takes_rows(model: nn.Module, name: str) -> bool:
 
 
 def shortest_names(chosen: Collection[str], names: Collection[str]) -> list[str]:
-    """The shortest ends of names that fit all the chosen ones and none of the others: q_proj, say, or attn.c_proj."""
+    """The shortest ends of names that fit all the chosen ones and none of the others.
+
+    >>> from cora.llm.linears import shortest_names
+    >>> shortest_names(["h.0.attn.c_proj"], ["h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_proj"])
+    ['attn.c_proj']
+    """
     ends: dict[str, None] = {}
     for name in chosen:
         parts = name.split(".")

@@ -190,10 +190,14 @@ def patch(
     """Makes y_i = x_i·Wᵀ + scaling·(x_i·A_i)·B_i of the chosen linears of `model`, with A and B live tensors per
     sample.
 
-        patch = cora.patch(model, ["q_proj", "v_proj"])
-        patch.set_deltas({"*": (lora_a, lora_b, scaling)})     # lora_a [B, K, r], lora_b [B, r, N], with gradients
-        model(input_ids).logits.sum().backward()
-        patch.remove()
+    >>> patch = cora.patch(model, ["q_proj", "v_proj"])
+    patched 4 linears of LlamaForCausalLM
+    ...
+    >>> patch.set_deltas({"q_proj": (lora_a, lora_b, scaling)})  # lora_a [B, K, r], lora_b [B, r, N], with gradients
+    >>> model(input_ids).logits.sum().backward()
+    >>> lora_a.grad.shape == lora_a.shape
+    True
+    >>> patch.remove()
 
     model: a Hugging Face causal LM. target_modules: names of nn.Linear or Conv1D modules, or ends of names ("q_proj",
     "self_attn.q_proj"); or "all-linear", every one of them but the output layer, as in PEFT. Experts whose weights are

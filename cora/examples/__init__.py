@@ -1,0 +1,1 @@
+"""Worked examples, each `python -m cora.examples.NAME`, under a minute on two CPU cores, with nothing to download."""
