@@ -97,9 +97,16 @@ def load_bank(adapters: str | Path | Sequence[str | Path], model: nn.Module) -> 
     named as that is; or of a list of such folders. model: the base model, patched or not.
 
     Raises FileNotFoundError where no adapter is, ValueError for one that is more than LoRA on linears of this model
-    (see `load_adapter`) and for two of one name.
+    (see `load_adapter`) and for two of one name, TypeError for a model or folders that are none.
     """
-    folders = _folders(Path(adapters)) if isinstance(adapters, str | Path) else [Path(one) for one in adapters]
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if isinstance(adapters, str | Path):
+        folders = _folders(Path(adapters))
+    elif isinstance(adapters, Sequence) and all(isinstance(one, str | Path) for one in adapters):
+        folders = [Path(one) for one in adapters]
+    else:
+        raise TypeError(f"adapters: expected a folder or a list of folders, got {adapters!r:.150}")
     if not folders:
         raise FileNotFoundError(f"adapters: no folder with {CONFIG} in {adapters}")
     names = [folder.absolute().name for folder in folders]

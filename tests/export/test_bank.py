@@ -107,6 +107,10 @@ def test_names(make_base: Any, write_peft: Any, tmp_path: Path) -> None:
     base = make_base("llama")
     with pytest.raises(FileNotFoundError, match="adapters: no folder with adapter_config.json in"):
         cora.load_bank(tmp_path, base)
+    with pytest.raises(TypeError, match="adapters: expected a folder or a list of folders, got 3"):
+        cora.load_bank(3, base)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="model: expected an nn.Module, got str"):
+        cora.load_bank(tmp_path, "llama")  # type: ignore[arg-type]
     write_peft(tmp_path / "x" / "ann")
     write_peft(tmp_path / "y" / "ann")
     with pytest.raises(ValueError, match="adapters: two are named 'ann'"):
