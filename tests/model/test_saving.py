@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from cora import CoRAConfig, CoRAModel
 from cora.collaborative import CollaborativeEmbeddings
 from cora.generators.shared_p import SharedP
+from cora.llm.loading import load_base
 
 IDS, MASK = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]]), torch.ones(2, 4, dtype=torch.long)
 
@@ -215,3 +216,20 @@ def test_settings_that_make_a_larger_model_than_the_file(make_base: Any, tmp_pat
     with pytest.raises(ValueError, match="(config.json does not fit model.safetensors: more than|of other shapes)"):
         CoRAModel.from_pretrained(tmp_path, base)
     assert dict(base.named_modules()) == objects
+
+
+def test_weights_that_are_whole_numbers(make_base: Any, tmp_path: Path) -> None:
+    trained(make_base("llama")).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file({name: tensor.long() for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(ValueError, match="tensors that are not float: generator.* is I64"):
+        CoRAModel.from_pretrained(tmp_path, make_base("llama"))
+
+
+def test_a_base_model_in_a_pickle_is_not_read(make_base: Any, tmp_path: Path) -> None:
+    base = make_base("llama")
+    base.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(base.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        load_base(str(tmp_path))
