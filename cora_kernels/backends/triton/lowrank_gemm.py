@@ -152,10 +152,12 @@ def lowrank_gemm_kernel(
             i_last = segment_of(cu_ptr, n_segments, length, tl.minimum(first + BM, M) - 1)
             b_bad_rows = tl.zeros((BM,), dtype=tl.int32)
             b_bad_columns = tl.zeros((BN,), dtype=tl.int32)
-            for i in tl.range(i_first, i_last + 1, num_stages=1):
+            # From zero: no Triton before 3.6 compiles a loop whose lower bound comes out of another loop.
+            for i_from_first in tl.range(0, i_last + 1 - i_first, num_stages=1):
+                i = i_first + i_from_first
                 i_start, i_stop = rows_of(cu_ptr, length, M, i)
                 m_i = (o_m >= i_start) & (o_m < i_stop)
-                p_b = b_ptr + tl.cast(i, tl.int64) * stride_bi + column * stride_bn
+                p_b = b_ptr + i.to(tl.int64) * stride_bi + column * stride_bn
                 for j in tl.range(0, r, BR, num_stages=1):
                     m_j = o_r < r - j
                     b_s = tl.load(p_s + j + o_s, mask=m_i[:, None] & m_j[None, :], other=0.0)
