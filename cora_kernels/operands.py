@@ -8,6 +8,11 @@ from torch import Tensor
 from cora_kernels.segments import Segments
 
 
+def is_per_sample(scaling: float | Tensor) -> bool:
+    """Whether each sample has a scaling of its own; torch.compile makes a number a tensor without dimensions."""
+    return isinstance(scaling, Tensor) and scaling.dim() > 0
+
+
 class Operands(NamedTuple):
     """y_j = x·W_jᵀ + s·(x·A_j)·B_j + bias_j: n weights [N_j, K], one A for all of them or n, n of B and of bias.
 

@@ -70,7 +70,7 @@ _LIBRARY = torch.library.Library("cora_kernels", "FRAGMENT")
 
 
 def shrink(op: Callable[..., Any], x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments) -> Tensor:
-    return op(x, a, *_scaling(scaling), segments.cu_seqlens, segments.batch)
+    return op(x, a, *_scaling(scaling, x), segments.cu_seqlens, segments.batch)
 
 
 def forward(
@@ -84,7 +84,7 @@ def forward(
         list(lora_as),
         list(lora_bs),
         list(biases),
-        *_scaling(scaling),
+        *_scaling(scaling, x),
         segments.cu_seqlens,
         segments.batch,
         list(s or ()),
@@ -107,7 +107,7 @@ def backward_input(
         list(weights) if need_dx else [],
         list(lora_as) if need_dx else [],
         list(lora_bs),
-        *_scaling(scaling),
+        *_scaling(scaling, gs[0]),
         segments.cu_seqlens,
         segments.batch,
         len(lora_as),
@@ -124,12 +124,15 @@ def outer(
     return op(u, v, segments.cu_seqlens, segments.batch, per_sample, dtype)
 
 
-def _scaling(scaling: float | Tensor) -> tuple[Tensor | None, float]:
-    """Scales for each sample, or one for all: a float, as a tensor where torch.compile would bake its value in."""
+def _scaling(scaling: float | Tensor, rows: Tensor) -> tuple[Tensor | None, float]:
+    """Scales for each sample, or one for all: a float, as a tensor where torch.compile would bake its value in.
+
+    It lies where the rows are: a tensor of the CPU among those of a GPU would keep a call out of every CUDA graph.
+    """
     if not isinstance(scaling, float):
         return scaling, 1.0
     if torch.compiler.is_compiling():
-        return torch.ones(()) * scaling, 1.0
+        return torch.ones((), device=rows.device) * scaling, 1.0
     return None, scaling
 
 
@@ -142,12 +145,12 @@ def register_fakes(prefix: str, names: Iterable[str] = OPS, library: torch.libra
 def define_ops(prefix: str, calls: Mapping[str, Callable[..., Any]]) -> None:
     """Registers functions of a backend as ops `{prefix}_{name}`: for choices that torch.compile must not trace.
 
-    A scaling that torch.compile has made a tensor arrives as one without dimensions, on the CPU: to read it is no wait.
+    A scaling that torch.compile has made a tensor arrives as one without dimensions, and is handed on as that.
     """
     shared = "Tensor? scales, float scaling, Tensor? cu_seqlens, SymInt batch"
 
     def scaling_of(scales: Tensor | None, scaling: float) -> float | Tensor:
-        return scaling if scales is None else scales if scales.dim() else scales.item()
+        return scaling if scales is None else scales
 
     def segments_of(rows: Tensor, cu_seqlens: Tensor | None, batch: int) -> Segments:
         length = rows.shape[0] // max(batch, 1) if cu_seqlens is None else None

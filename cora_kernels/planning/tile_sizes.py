@@ -115,11 +115,24 @@ def outer_config(arch: str, dtype: torch.dtype, rank: int) -> OuterConfig:
     return OuterConfig(32 if dtype == torch.float32 else 64, BP, 4, num_stages)
 
 
-def shrink_outer_config(arch: str, dtype: torch.dtype) -> OuterConfig:
+def shrink_outer_config(arch: str, dtype: torch.dtype, rank: int) -> OuterConfig:
     """Wide tiles of g: each adds a plane of dS."""
     if dtype == torch.float32:
         return OuterConfig(32, 64, 4, 2)
-    return OuterConfig(32, 128, 4, 2) if arch.startswith("gfx") else OuterConfig(64, 256, 8, 3)
+    if arch.startswith("gfx"):
+        return OuterConfig(32, 128, 4, 2)
+    # Half the rows for a wide S: before Triton 3.4 all of them would take more than the 99 KB of sm_86 and sm_89.
+    return OuterConfig(32 if arch == "sm_80" and rank > 16 else 64, 256, 8, 3)
+
+
+def rank_block(r: int, largest: int = 64) -> int:
+    """The columns of S in one tensor-core step: at least 16, a power of two."""
+    return min(max(1 << (r - 1).bit_length(), 16), largest)
+
+
+def split_of(programs: int, trips: int, multiprocessors: int) -> int:
+    """Into how many planes to split a loop: two programs for every multiprocessor, at least four trips for each."""
+    return max(1, min(-(-2 * multiprocessors // max(programs, 1)), trips // 4))
 
 
 def multiprocessors(device: torch.device) -> int:

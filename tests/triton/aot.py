@@ -1,24 +1,25 @@
 """Compile the launches of unchanged launchers ahead of time, for parts that are not there, and read what came out.
 
 `python tests/triton/aot.py > cora_kernels/backends/triton/kernels.md` writes the registers, shared
-memory and occupancy of each.
+memory and occupancy of each. `python tests/triton/aot.py PART I N` compiles every N-th kernel of a part, from the I-th.
 """
 
+import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
-from triton.compiler import ASTSource
-from triton.runtime import JITFunction
+from triton.runtime import JITFunction, driver
 
 from cora_kernels.backends.triton.decode import decode
 from cora_kernels.backends.triton.expand import expand
@@ -50,6 +51,10 @@ PARTS = {
 }
 
 
+# Where launches are recorded, `run` is another function.
+_JIT_RUN = JITFunction.run
+
+
 class Launch(NamedTuple):
     kernel: JITFunction
     values: dict[str, Any]
@@ -58,13 +63,17 @@ class Launch(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """`spills` in bytes (NVIDIA) or registers (AMD), `blocks` per multiprocessor, `loop` the lines of its main loop."""
+    """`spills` in bytes (NVIDIA) or registers (AMD), `blocks` per multiprocessor, `loop` the lines of its main loop.
+
+    `narrowest`: the least bytes that a global load of the main loop moves (NVIDIA; 16 where it has none).
+    """
 
     threads: int
     registers: int
     spills: int
     shared: int
     blocks: int
+    narrowest: int
     loop: list[str]
 
 
@@ -80,30 +89,37 @@ def recorded() -> Iterator[list[Launch]]:
         constants = {p.name: values.pop(p.name) for p in self.params if p.is_constexpr}
         launches.append(Launch(self, values, constants, kwargs))
 
-    run, JITFunction.run = JITFunction.run, record
+    JITFunction.run = record
     try:
         yield launches
     finally:
-        JITFunction.run = run
+        JITFunction.run = _JIT_RUN
+
+
+class Driver:
+    """Stands where Triton keeps the GPU that is there: it compiles for this part then, and nothing can be launched."""
+
+    def __init__(self, part: str) -> None:
+        self.part = part
+
+    def get_current_target(self) -> GPUTarget:
+        return PARTS[self.part].target
+
+    def get_current_device(self) -> int:
+        return list(PARTS).index(self.part)
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
 def compiled(launch: Launch, part: str) -> Compiled:
-    """As the JIT would specialise it: unit integers are constants, pointers and multiples of 16 are marked so."""
-    names = [p.name for p in launch.kernel.params]
-    signature, constants, attributes = {}, {}, {}
-    for i, name in enumerate(names):
-        value = launch.constants.get(name, launch.values.get(name))
-        if name in launch.constants or value is None or (isinstance(value, int) and value == 1):
-            signature[name], constants[i,] = "constexpr", value
-            continue
-        if isinstance(value, torch.Tensor):
-            signature[name] = "*" + _TYPES[value.dtype]
-        else:
-            signature[name] = "fp32" if isinstance(value, float) else "i32"
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
-            attributes[i,] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    binary = triton.compile(source, target=PARTS[part].target, options=launch.options)
+    """As a launch on the part would compile it: by the JIT itself, which specialises what it is given."""
+    before = dict(vars(driver))
+    driver.set_active(Driver(part))
+    try:
+        binary = _JIT_RUN(launch.kernel, grid=(1,), warmup=True, **launch.values, **launch.constants, **launch.options)
+    finally:
+        vars(driver).update(before)
     return _read(binary, PARTS[part], launch.options["num_warps"])
 
 
@@ -111,16 +127,16 @@ def launches(arch: str) -> Iterator[tuple[str, Launch]]:
     """Every kernel at a production shape, under each of its configurations for the part, by label."""
     T, K, N, r = 1024, 4096, 4096, 16
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
-        x, w = _meta(8 * T, K, dtype=dtype), _meta(N, K, dtype=dtype)
-        a, b, s = _meta(8, K, r, dtype=dtype), _meta(r, N, dtype=dtype), _meta(8 * T, r)
-        bias = _meta(N, dtype=dtype)
-        padded, packed = Segments(8, 8 * T, T, None), Segments(8, 8 * T, None, _meta(9, dtype=torch.int32))
+        x, w = meta(8 * T, K, dtype=dtype), meta(N, K, dtype=dtype)
+        a, b, s = meta(8, K, r, dtype=dtype), meta(r, N, dtype=dtype), meta(8 * T, r)
+        bias = meta(N, dtype=dtype)
+        padded, packed = Segments(8, 8 * T, T, None), Segments(8, 8 * T, None, meta(9, dtype=torch.int32))
         with recorded() as found:
             for config in gemm_configs(arch, dtype, one_pass=True):
                 label = f"lowrank_gemm one pass {name} {config.BM}x{config.BN}x{config.BK}"
                 lowrank_gemm_one_pass(x, w.t(), a, b, 1.0, padded, config, bias=bias)
                 yield label + " forward", found[-1]
-                wide = _meta(8, K, 32, dtype=dtype)
+                wide = meta(8, K, 32, dtype=dtype)
                 lowrank_gemm_one_pass(x, w.t(), wide, wide.transpose(1, 2), 1.0, packed, config)
                 yield label + " packed, rank 32", found[-1]
             for config in gemm_configs(arch, dtype, one_pass=False):
@@ -135,23 +151,23 @@ def launches(arch: str) -> Iterator[tuple[str, Launch]]:
             for rows in (16, T):
                 config = shrink_config(arch, dtype, rows)
                 for rank in (16, 64):
-                    shrink([x], [_meta(8, K, rank, dtype=dtype)], 1.0, packed, config)
+                    shrink([x], [meta(8, K, rank, dtype=dtype)], 1.0, packed, config)
                     launch = [launch for launch in found if launch.kernel is shrink_kernel][-1]
                     yield f"shrink {name} {config.BM}x{config.BK} rank {rank}", launch
             for rank in (16, 64):
                 config = outer_config(arch, dtype, rank)
-                outer(x, _meta(8 * T, rank), packed, True, dtype, config)
+                outer(x, meta(8 * T, rank), packed, True, dtype, config)
                 yield f"outer {name} {config.BM}x{config.BP} rank {rank}", found[-1]
-            config = shrink_outer_config(arch, dtype)
             for rank in (16, 32):
-                shrink_outer(x, _meta(8, rank, K, dtype=dtype), _meta(8 * T, rank), 1.0, packed, dtype, config)
+                config = shrink_outer_config(arch, dtype, rank)
+                shrink_outer(x, meta(8, rank, K, dtype=dtype), meta(8 * T, rank), 1.0, packed, dtype, config)
                 launch = [launch for launch in found if launch.kernel is shrink_outer_kernel][-1]
                 yield f"shrink_outer {name} {config.BM}x{config.BP} rank {rank}", launch
             expand(s, a.transpose(1, 2), packed, x)
             yield f"expand {name}", found[-1]
             decode(x[:32], a, b, 1.0, Segments(8, 32, 4, None))
             yield f"decode {name} 4 rows", found[-1]
-            sum_planes(_meta(4, 8, K, r), dtype)
+            sum_planes(meta(4, 8, K, r), dtype)
             yield f"sum_planes {name}", found[-1]
 
 
@@ -160,10 +176,7 @@ def table(arch: str) -> dict[str, Compiled]:
     return {label: compiled(launch, arch) for label, launch in launches(arch)}
 
 
-_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"}
-
-
-def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
@@ -184,23 +197,33 @@ def _read(binary: Any, part: Part, num_warps: int) -> Compiled:
     threads = num_warps * part.target.warp_size
     by_registers = part.registers // (-(-registers // unit) * unit * threads)
     by_shared = part.shared // (shared + 1024) if part.target.backend == "cuda" else part.shared // max(shared, 1)
-    return Compiled(
-        threads, registers, spills, shared, min(by_registers, by_shared, part.threads // threads), _main_loop(text)
-    )
+    blocks, loop = min(by_registers, by_shared, part.threads // threads), _main_loop(text)
+    return Compiled(threads, registers, spills, shared, blocks, min(map(_loaded, loop), default=16), loop)
 
 
 def _assembled(ptx: str, arch: int) -> tuple[int, int]:
     """Registers and bytes of spills, by ptxas."""
     target = re.search(r"\.target\s+(sm_\w+)", ptx)[1]
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    newer = tools / "ptxas-blackwell"  # which some versions of Triton bring for sm_90 and later, or sm_100
+    tool = newer if arch >= 90 and newer.exists() else tools / "ptxas"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
-        command = [get_ptxas(arch).path, "-v", f"--gpu-name={target}", str(source), "-o", str(source) + ".cubin"]
+        command = [str(tool), "-v", f"--gpu-name={target}", str(source), "-o", str(source) + ".cubin"]
         done = subprocess.run(command, capture_output=True, text=True)
         log = done.stderr
         assert done.returncode == 0, log
     spills = sum(map(int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log).groups()))
     return int(re.search(r"Used (\d+) registers", log)[1]), spills
+
+
+def _loaded(line: str) -> int:
+    """The bytes that a line of PTX loads from global memory; 16 if it is no such load."""
+    if copied := re.search(r"cp\.async\.c[ag]\.shared\.global .*, 0x(\w+), ", line):
+        return int(copied[1], 16)
+    loaded = re.search(r"ld\.global(?:\.\D\w*(?:::\w+)*)*?(?:\.v(\d))?\.[bsuf](\d+)", line)
+    return int(loaded[1] or 1) * int(loaded[2]) // 8 if loaded else 16
 
 
 def _main_loop(text: str) -> list[str]:
@@ -236,5 +259,16 @@ def document() -> str:
     return "\n".join(lines)
 
 
+def share(arch: str, i: int, n: int) -> Iterator[str]:
+    """Every n-th of the launches from the i-th on, as JSON: a process each compiles them all."""
+    for label, launch in islice(launches(arch), i, None, n):
+        found = compiled(launch, arch)
+        yield json.dumps({"label": label, "spills": found.spills, "fits": found.shared <= PARTS[arch].shared_block})
+
+
 if __name__ == "__main__":
-    print(document())
+    if len(sys.argv) == 4:
+        for line in share(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])):
+            print(line, flush=True)
+    else:
+        print(document())

@@ -175,7 +175,32 @@ def test_tuning_times_every_strategy_and_tile(tmp_path, monkeypatch):
 @interpreted
 def test_tuning_measures_the_rates():
     rates = tune.measure_rates(torch.device("cpu"), lambda run: run() is None or 1e-3)
-    assert set(rates) == {"matrix", "simple", "bandwidth", "gemm"} and all(rate > 0 for rate in rates.values())
+    assert set(rates) == {"matrix", "simple", "bandwidth", "gemm", "fill", "exposed"}
+    assert all(rate > 0 for rate in rates.values())
+
+
+@interpreted
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_scaling_without_dimensions_is_the_number(strategy, prefer):
+    """As torch.compile hands a number on, for one compiled call to serve every value of it."""
+    from cora_kernels.backends.triton import strategies
+
+    prefer(strategy)
+    inputs = make_inputs(Case(batch=2, length=5, k=33, n=(40,), r=5, sample_b=True), requires_grad=False)
+    operands, x = inputs.operands(), inputs.x.flatten(0, 1)
+    scaled = operands._replace(scaling=torch.tensor(operands.scaling))
+    for got, expected in zip(strategies.forward(x, scaled), strategies.forward(x, operands), strict=True):
+        assert torch.equal(got[0], expected[0])
+
+
+@interpreted
+def test_strided_boundaries():
+    """Every other number of a wider tensor: the kernels read boundaries next to one another."""
+    inputs = make_inputs(Case(lengths=(3, 0, 5), sample_b=True), requires_grad=False)
+    wide = inputs.cu_seqlens.repeat_interleave(2)
+    wide[1::2] = 99
+    strided = replace(inputs, cu_seqlens=wide[::2])
+    assert torch.equal(call(strided, "triton")[0], call(inputs, "triton")[0])
 
 
 def test_availability_says_why():

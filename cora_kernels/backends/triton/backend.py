@@ -1,5 +1,6 @@
 """The backend "triton": on NVIDIA and AMD GPUs, and on CPU tensors where kernels are interpreted or simulated."""
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -11,6 +12,17 @@ from cora_kernels.operands import Operands
 from cora_kernels.planning import choose
 from cora_kernels.segments import Segments
 
+_OLDEST_TRITON = (3, 2)
+
+
+def unsupported(version: str) -> str | None:
+    """Why this Triton does not serve, or None. Those from 3.2 on compile every kernel: the tests hold it."""
+    major, minor = (int(re.match(r"\d*", part)[0] or 0) for part in (*version.split("."), "0")[:2])
+    if (major, minor) >= _OLDEST_TRITON:
+        return None
+    return f"Triton 3.2 or later is needed, which torch 2.6 brings, found {version}"
+
+
 try:
     import triton
 
@@ -19,7 +31,7 @@ try:
 except ImportError as error:
     _missing: str | None = f"Triton is not there ({error})"
 else:
-    _missing = None
+    _missing = unsupported(triton.__version__)
 
 _DTYPES = choose.DTYPES["triton"]
 _OLDEST = (8, 0)

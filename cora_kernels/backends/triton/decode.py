@@ -10,7 +10,7 @@ from cora_kernels.planning.tile_sizes import multiprocessors
 from cora_kernels.segments import Segments
 
 
-@triton.jit
+@triton.jit(do_not_specialize=launch.BATCH_SIZES)
 def decode_kernel(
     x_ptr,
     a_ptr,
@@ -35,6 +35,17 @@ def decode_kernel(
     stride_ym,
     stride_bias,
     stride_scaling,
+    UNIT_N: tl.constexpr,
+    UNIT_K: tl.constexpr,
+    UNIT_R: tl.constexpr,
+    UNIT_XM: tl.constexpr,
+    UNIT_AI: tl.constexpr,
+    UNIT_AK: tl.constexpr,
+    UNIT_AR: tl.constexpr,
+    UNIT_BI: tl.constexpr,
+    UNIT_BR: tl.constexpr,
+    UNIT_BN: tl.constexpr,
+    UNIT_YM: tl.constexpr,
     INDEX: tl.constexpr,
     BT: tl.constexpr,
     BK: tl.constexpr,
@@ -42,6 +53,17 @@ def decode_kernel(
     BR: tl.constexpr,
 ):
     """`share` columns of y of one sample. Each of its programs computes all of S: A comes from L2 after the first."""
+    N *= UNIT_N
+    K *= UNIT_K
+    r *= UNIT_R
+    stride_xm *= UNIT_XM
+    stride_ai *= UNIT_AI
+    stride_ak *= UNIT_AK
+    stride_ar *= UNIT_AR
+    stride_bi *= UNIT_BI
+    stride_br *= UNIT_BR
+    stride_bn *= UNIT_BN
+    stride_ym *= UNIT_YM
     i = tl.program_id(0)
     i_n = tl.program_id(1)
     o_t = tl.arange(0, BT)
@@ -112,19 +134,21 @@ def decode(
             bias_ptr=bias,
             s_ptr=s,
             y_ptr=y,
-            N=N,
-            K=K,
-            r=r,
+            **launch.in_units(
+                N=N,
+                K=K,
+                r=r,
+                stride_xm=x.stride(0),
+                stride_ai=a.stride(0) if a.dim() == 3 else 0,
+                stride_ak=a.stride(-2),
+                stride_ar=a.stride(-1),
+                stride_bi=b.stride(0) if b.dim() == 3 else 0,
+                stride_br=b.stride(-2),
+                stride_bn=b.stride(-1),
+                stride_ym=y.stride(0),
+            ),
             length=segments.length,
             share=share,
-            stride_xm=x.stride(0),
-            stride_ai=a.stride(0) if a.dim() == 3 else 0,
-            stride_ak=a.stride(-2),
-            stride_ar=a.stride(-1),
-            stride_bi=b.stride(0) if b.dim() == 3 else 0,
-            stride_br=b.stride(-2),
-            stride_bn=b.stride(-1),
-            stride_ym=y.stride(0),
             stride_bias=0 if bias is None else bias.stride(0),
             **launch.of_scaling(scaling),
             INDEX=launch.index_type((x, BT, block), (a, block, BR), (b, BR, block)),

@@ -9,7 +9,7 @@ from cora_kernels.backends.triton.indexing import first_slot, rows_of, segment_o
 from cora_kernels.segments import Segments
 
 
-@triton.jit
+@triton.jit(do_not_specialize=launch.BATCH_SIZES)
 def expand_kernel(
     s_ptr,
     b_ptr,
@@ -26,6 +26,12 @@ def expand_kernel(
     stride_bn,
     stride_ym,
     stride_bias,
+    UNIT_N: tl.constexpr,
+    UNIT_R: tl.constexpr,
+    UNIT_BI: tl.constexpr,
+    UNIT_BR: tl.constexpr,
+    UNIT_BN: tl.constexpr,
+    UNIT_YM: tl.constexpr,
     ADD: tl.constexpr,
     PRECISION: tl.constexpr,
     INDEX: tl.constexpr,
@@ -34,6 +40,12 @@ def expand_kernel(
     BR: tl.constexpr,
 ):
     """One [BM, BN] tile of y, of the rows of one sample."""
+    N *= UNIT_N
+    r *= UNIT_R
+    stride_bi *= UNIT_BI
+    stride_br *= UNIT_BR
+    stride_bn *= UNIT_BN
+    stride_ym *= UNIT_YM
     dtype: tl.constexpr = y_ptr.dtype.element_ty
     n_n = tl.cdiv(N, BN)
     slot = tl.program_id(0) // n_n
@@ -86,13 +98,15 @@ def expand(
             bias_ptr=bias,
             y_ptr=y,
             M=M,
-            N=N,
-            r=r,
+            **launch.in_units(
+                N=N,
+                r=r,
+                stride_bi=b.stride(0) if b.dim() == 3 else 0,
+                stride_br=b.stride(-2),
+                stride_bn=b.stride(-1),
+                stride_ym=y.stride(0),
+            ),
             **launch.of_segments(walked),
-            stride_bi=b.stride(0) if b.dim() == 3 else 0,
-            stride_br=b.stride(-2),
-            stride_bn=b.stride(-1),
-            stride_ym=y.stride(0),
             stride_bias=0 if bias is None else bias.stride(0),
             ADD=add,
             PRECISION=launch.precision(y.dtype),

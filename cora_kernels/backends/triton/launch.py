@@ -8,10 +8,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cora_kernels.planning.tile_sizes import GemmConfig, OuterConfig, ShrinkConfig, multiprocessors
+from cora_kernels.operands import is_per_sample
+from cora_kernels.planning import tile_sizes
+from cora_kernels.planning.tile_sizes import GemmConfig, OuterConfig, ShrinkConfig
 from cora_kernels.segments import Segments
 
 Walked = tuple[Tensor | None, int, int]
+
+# What differs from batch to batch: a kernel that Triton compiled for one batch serves every other.
+BATCH_SIZES = ["M", "n_segments", "length"]
 
 
 def device_guard(t: Tensor) -> AbstractContextManager:
@@ -33,16 +38,28 @@ def index_type(*tiles: tuple[Tensor | None, int, int]) -> tl.dtype:
     return tl.int64 if max(spans) >= 2**31 else tl.int32
 
 
-def rank_block(r: int, largest: int = 64) -> int:
-    """The columns of S in one tensor-core step: at least 16, a power of two."""
-    return min(max(triton.next_power_of_2(r), 16), largest)
-
-
 def walk(segments: Segments, per_sample: bool) -> Walked:
     """(cu_seqlens, number of segments, length) of the segments to walk: one of all rows where every sample is alike."""
     if not per_sample:
         return None, 1, segments.rows
     return segments.cu_seqlens, segments.batch, segments.length or 0
+
+
+def in_units(**numbers: int) -> dict[str, int]:
+    """Strides and sizes by name, each divided by the largest power of two up to 8 that divides it, and that power as
+    the constant UNIT_<name>, which the kernel multiplies it by again.
+
+    Triton knows of an argument only whether 16 divides it, and moves 16 bytes at a time only where it knows that 8 do:
+    at a rank of 8, 24 or 40 it would read A, B and S in elements of two bytes.
+    """
+    passed = {}
+    for name, number in numbers.items():
+        known = (
+            number % 16 == 0 or number >= 2**31
+        )  # beyond 32 bits the product would overflow the type of the quotient
+        unit = 1 if known else number & -number
+        passed |= {name: number // unit, f"UNIT_{name.removeprefix('stride_').upper()}": unit}
+    return passed
 
 
 def of_segments(walked: Walked) -> dict[str, Any]:
@@ -52,9 +69,13 @@ def of_segments(walked: Walked) -> dict[str, Any]:
 
 
 def of_scaling(scaling: float | Tensor) -> dict[str, Any]:
-    """The arguments of a kernel that say how to scale: each sample by its own number, or all by one."""
+    """The arguments of a kernel that say how to scale: each sample by its own number, or all by one.
+
+    The one may be a tensor, too: its value is read on the GPU, so that a CUDA graph reads it anew in every replay.
+    """
     if isinstance(scaling, Tensor):
-        return {"scaling_ptr": scaling, "scaling": 0.0, "stride_scaling": scaling.stride(0)}
+        stride = scaling.stride(0) if is_per_sample(scaling) else 0
+        return {"scaling_ptr": scaling, "scaling": 0.0, "stride_scaling": stride}
     return {"scaling_ptr": None, "scaling": float(scaling), "stride_scaling": 0}
 
 
@@ -70,5 +91,5 @@ def count_slots(walked: Walked, rows: int, BM: int) -> int:
 
 
 def split_of(programs: int, trips: int, device: torch.device) -> int:
-    """Into how many planes to split a loop: two programs for every multiprocessor, at least four trips for each."""
-    return max(1, min(triton.cdiv(2 * multiprocessors(device), max(programs, 1)), trips // 4))
+    """Into how many planes to split a loop on the device."""
+    return tile_sizes.split_of(programs, trips, tile_sizes.multiprocessors(device))

@@ -14,7 +14,8 @@ from cora_kernels.backends.triton.indexing import (
     segment_of_slot,
     slots_of,
 )
-from cora_kernels.planning.tile_sizes import GemmConfig, multiprocessors
+from cora_kernels.operands import is_per_sample
+from cora_kernels.planning.tile_sizes import GemmConfig, multiprocessors, rank_block
 from cora_kernels.segments import Segments
 
 
@@ -38,7 +39,7 @@ def _load_factor(p_f, o_k, k, K, m_c, dtype: tl.constexpr, EVEN_K: tl.constexpr)
     return b_f.to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=launch.BATCH_SIZES)
 def lowrank_gemm_kernel(
     x_ptr,
     w_ptr,
@@ -68,6 +69,19 @@ def lowrank_gemm_kernel(
     stride_ym,
     stride_bias,
     stride_scaling,
+    UNIT_N: tl.constexpr,
+    UNIT_K: tl.constexpr,
+    UNIT_R: tl.constexpr,
+    UNIT_XM: tl.constexpr,
+    UNIT_WK: tl.constexpr,
+    UNIT_WN: tl.constexpr,
+    UNIT_AI: tl.constexpr,
+    UNIT_AK: tl.constexpr,
+    UNIT_AR: tl.constexpr,
+    UNIT_BI: tl.constexpr,
+    UNIT_BR: tl.constexpr,
+    UNIT_BN: tl.constexpr,
+    UNIT_YM: tl.constexpr,
     ONE_PASS: tl.constexpr,
     STRADDLE: tl.constexpr,
     ACCUMULATE: tl.constexpr,
@@ -82,6 +96,19 @@ def lowrank_gemm_kernel(
     GROUP_M: tl.constexpr,
 ):
     """[BM, BN] tiles of y. One pass: of one sample each. S given: they straddle samples, and S·B is added by sample."""
+    N *= UNIT_N
+    K *= UNIT_K
+    r *= UNIT_R
+    stride_xm *= UNIT_XM
+    stride_wk *= UNIT_WK
+    stride_wn *= UNIT_WN
+    stride_ai *= UNIT_AI
+    stride_ak *= UNIT_AK
+    stride_ar *= UNIT_AR
+    stride_bi *= UNIT_BI
+    stride_br *= UNIT_BR
+    stride_bn *= UNIT_BN
+    stride_ym *= UNIT_YM
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     if ONE_PASS:
         n_m = slots_of(cu_ptr, n_segments, length, M, BM)
@@ -95,9 +122,6 @@ def lowrank_gemm_kernel(
     o_r = tl.arange(0, BR)
     o_x = i_rows[:, None].to(INDEX) * stride_xm + o_k[None, :]  # [BM, BK]
     o_w = o_k[:, None].to(INDEX) * stride_wk + i_columns[None, :].to(INDEX) * stride_wn  # [BK, BN]
-    o_s = i_rows[:, None] * r + o_r[None, :]  # [BM, BR]
-    o_b = o_r[:, None].to(INDEX) * stride_br + i_columns[None, :].to(INDEX) * stride_bn  # [BR, BN]
-    o_y = i_rows[:, None].to(INDEX) * stride_ym + i_columns[None, :]  # [BM, BN]
     m_r = o_r < r
 
     # A loop of one trip is folded away, and with it a quarter to a third of the registers (the tests' table has both).
@@ -136,6 +160,9 @@ def lowrank_gemm_kernel(
             p_x += BK
             p_w += BK * tl.cast(stride_wk, INDEX)
 
+        # Here, and not before the main loop, which they would take registers from.
+        o_s = i_rows[:, None] * r + o_r[None, :]  # [BM, BR]
+        o_b = o_r[:, None].to(INDEX) * stride_br + i_columns[None, :].to(INDEX) * stride_bn  # [BR, BN]
         if ONE_PASS:
             factor = tl.full((), scaling, tl.float32)
             if scaling_ptr is not None:
@@ -150,8 +177,6 @@ def lowrank_gemm_kernel(
             o_m = first + i_rows
             i_first = segment_of(cu_ptr, n_segments, length, first)
             i_last = segment_of(cu_ptr, n_segments, length, tl.minimum(first + BM, M) - 1)
-            b_bad_rows = tl.zeros((BM,), dtype=tl.int32)
-            b_bad_columns = tl.zeros((BN,), dtype=tl.int32)
             # From zero: no Triton before 3.6 compiles a loop whose lower bound comes out of another loop.
             for i_from_first in tl.range(0, i_last + 1 - i_first, num_stages=1):
                 i = i_first + i_from_first
@@ -166,17 +191,14 @@ def lowrank_gemm_kernel(
                         # 0 · inf is NaN: inf and NaN of this sample's B must not meet the zeros of the other rows.
                         m_b = tl.abs(b_b.to(tl.float32)) < float("inf")
                         b_b = tl.where(m_b, b_b, 0.0)
-                        b_bad = 1 - tl.min(m_b.to(tl.int32), axis=0)
-                        b_bad_columns |= b_bad
-                        b_bad_rows |= tl.where(m_i, tl.max(b_bad, axis=0), 0)
+                        m_bad = tl.min(m_b.to(tl.int32), axis=0) == 0
+                        b_y = tl.where(m_i[:, None] & m_bad[None, :], float("nan"), b_y)
                     b_y = tl.dot(b_s.to(dtype), b_b, b_y, input_precision=PRECISION)
                     p_b += BR * tl.cast(stride_br, INDEX)
 
-            if STRADDLE:
-                b_y = tl.where((b_bad_rows[:, None] & b_bad_columns[None, :]) != 0, float("nan"), b_y)
-
         if bias_ptr is not None:
             b_y += tl.load(bias_ptr + (column + i_columns) * stride_bias, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        o_y = i_rows[:, None].to(INDEX) * stride_ym + i_columns[None, :]  # [BM, BN]
         p_y = y_ptr + row * stride_ym + column + o_y
         m_y = m_m[:, None] & m_n[None, :]
         if ACCUMULATE:
@@ -218,7 +240,7 @@ def lowrank_gemm_one_pass(
     if y is None:
         y = x.new_empty(x.shape[0], w.shape[1])
     s = torch.empty(x.shape[0], a.shape[-1], dtype=torch.float32, device=x.device)
-    per_sample = a.dim() == 3 or b.dim() == 3 or isinstance(scaling, Tensor)
+    per_sample = a.dim() == 3 or b.dim() == 3 or is_per_sample(scaling)
     _launch(x, w, a, b, bias, s, y, scaling, launch.walk(segments, per_sample), config, accumulate)
     return y, s
 
@@ -233,7 +255,8 @@ def _launch(x, w, a, b, bias, s, y, scaling, walked, config, accumulate):
     n_m = launch.count_slots(walked, M, BM) if one_pass else triton.cdiv(M, BM)
     tiles = n_m * triton.cdiv(N, BN)
     programs = min(tiles, multiprocessors(x.device)) if config.persistent else tiles
-    BR = launch.rank_block(r)
+    # A large tile leaves registers for sixteen columns of S at a time, and S·B is short beside the main loop.
+    BR = rank_block(r, 64 if one_pass or BM * BN < 128 * 128 else 16)
     with launch.device_guard(x):
         lowrank_gemm_kernel[(programs,)](
             x_ptr=x,
@@ -244,24 +267,26 @@ def _launch(x, w, a, b, bias, s, y, scaling, walked, config, accumulate):
             s_ptr=s,
             y_ptr=y,
             M=M,
-            N=N,
-            K=K,
-            r=r,
+            **launch.in_units(
+                N=N,
+                K=K,
+                r=r,
+                stride_xm=x.stride(0),
+                stride_wk=w.stride(0),
+                stride_wn=w.stride(1),
+                stride_ai=a.stride(0) if one_pass and a.dim() == 3 else 0,
+                stride_ak=a.stride(-2) if one_pass else 0,
+                stride_ar=a.stride(-1) if one_pass else 0,
+                stride_bi=b.stride(0) if b.dim() == 3 else 0,
+                stride_br=b.stride(-2),
+                stride_bn=b.stride(-1),
+                stride_ym=y.stride(0),
+            ),
             **launch.of_segments(walked),
-            stride_xm=x.stride(0),
-            stride_wk=w.stride(0),
-            stride_wn=w.stride(1),
-            stride_ai=a.stride(0) if one_pass and a.dim() == 3 else 0,
-            stride_ak=a.stride(-2) if one_pass else 0,
-            stride_ar=a.stride(-1) if one_pass else 0,
-            stride_bi=b.stride(0) if b.dim() == 3 else 0,
-            stride_br=b.stride(-2),
-            stride_bn=b.stride(-1),
-            stride_ym=y.stride(0),
             stride_bias=0 if bias is None else bias.stride(0),
             **launch.of_scaling(scaling),
             ONE_PASS=one_pass,
-            STRADDLE=cu_seqlens is not None or length % BM != 0,
+            STRADDLE=n_segments > 1 and (cu_seqlens is not None or length % BM != 0),
             ACCUMULATE=accumulate,
             PERSISTENT=config.persistent,
             PRECISION=launch.precision(x.dtype),

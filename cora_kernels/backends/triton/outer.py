@@ -8,11 +8,11 @@ from torch import Tensor
 from cora_kernels.backends.triton import launch
 from cora_kernels.backends.triton.indexing import share_of_rows
 from cora_kernels.backends.triton.planes import sum_planes
-from cora_kernels.planning.tile_sizes import OuterConfig
+from cora_kernels.planning.tile_sizes import OuterConfig, rank_block
 from cora_kernels.segments import Segments
 
 
-@triton.jit
+@triton.jit(do_not_specialize=launch.BATCH_SIZES)
 def outer_kernel(
     wide_ptr,
     narrow_ptr,
@@ -27,6 +27,12 @@ def outer_kernel(
     stride_nm,
     stride_op,
     stride_or,
+    UNIT_P: tl.constexpr,
+    UNIT_R: tl.constexpr,
+    UNIT_WM: tl.constexpr,
+    UNIT_NM: tl.constexpr,
+    UNIT_OP: tl.constexpr,
+    UNIT_OR: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
     INDEX: tl.constexpr,
@@ -35,6 +41,12 @@ def outer_kernel(
     BR: tl.constexpr,
 ):
     """One [BP, BR] tile of wideᵀ·narrow, of one sample, over program_id(1)'s share of its rows, into a plane."""
+    P *= UNIT_P
+    r *= UNIT_R
+    stride_wm *= UNIT_WM
+    stride_nm *= UNIT_NM
+    stride_op *= UNIT_OP
+    stride_or *= UNIT_OR
     n_p = tl.cdiv(P, BP)
     i_p = tl.program_id(0) % n_p
     i = tl.program_id(0) // n_p
@@ -76,7 +88,7 @@ def outer(
         return torch.zeros(shape, dtype=dtype, device=u.device)
     wide, narrow, stride_op, stride_or = (u, v, q, 1) if p >= q else (v, u, 1, q)
     (M, P), r = wide.shape, narrow.shape[1]
-    BM, BP, BR = config.BM, config.BP, launch.rank_block(r)
+    BM, BP, BR = config.BM, config.BP, rank_block(r)
     columns, blocks = triton.cdiv(P, BP), triton.cdiv(r, BR)
     split = launch.split_of(columns * blocks * n_segments, triton.cdiv(M, n_segments * BM), u.device)
     out = torch.empty(split, *shape, dtype=dtype if split == 1 else torch.float32, device=u.device)
@@ -89,13 +101,15 @@ def outer(
             narrow_ptr=narrow,
             out_ptr=out,
             M=M,
-            P=P,
-            r=r,
+            **launch.in_units(
+                P=P,
+                r=r,
+                stride_wm=wide.stride(0),
+                stride_nm=narrow.stride(0),
+                stride_op=stride_op,
+                stride_or=stride_or,
+            ),
             **launch.of_segments(walked),
-            stride_wm=wide.stride(0),
-            stride_nm=narrow.stride(0),
-            stride_op=stride_op,
-            stride_or=stride_or,
             DTYPE=_TRITON_DTYPES[both],
             PRECISION=launch.precision(both),
             INDEX=launch.index_type((wide, BM, BP), (narrow, BM, BR)),

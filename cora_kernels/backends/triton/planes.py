@@ -8,9 +8,10 @@ from torch import Tensor
 from cora_kernels.backends.triton import launch
 
 
-@triton.jit
-def sum_planes_kernel(planes_ptr, out_ptr, n_planes, size, BLOCK: tl.constexpr):
-    """out = planes[0] + planes[1] + …, in this order, for one block of elements."""
+@triton.jit(do_not_specialize=["n_planes", "rows"])
+def sum_planes_kernel(planes_ptr, out_ptr, n_planes, rows, width, UNIT_WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """out = planes[0] + planes[1] + …, in this order, for one block of elements. A plane has rows · width of them."""
+    size = tl.cast(rows, tl.int64) * (width * UNIT_WIDTH)
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m = o < size
     total = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -33,7 +34,8 @@ def sum_planes(planes: Tensor, dtype: torch.dtype) -> Tensor:
             planes_ptr=planes,
             out_ptr=out,
             n_planes=planes.shape[0],
-            size=out.numel(),
+            rows=out.numel() // out.shape[-1],
+            **launch.in_units(width=out.shape[-1]),
             BLOCK=BLOCK,
             num_warps=4,
             enable_fp_fusion=True,

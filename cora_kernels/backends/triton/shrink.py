@@ -10,11 +10,12 @@ from torch import Tensor
 from cora_kernels.backends.triton import launch
 from cora_kernels.backends.triton.indexing import first_slot, rows_of, segment_of_slot
 from cora_kernels.backends.triton.planes import sum_planes
-from cora_kernels.planning.tile_sizes import ShrinkConfig
+from cora_kernels.operands import is_per_sample
+from cora_kernels.planning.tile_sizes import ShrinkConfig, rank_block
 from cora_kernels.segments import Segments
 
 
-@triton.jit
+@triton.jit(do_not_specialize=launch.BATCH_SIZES)
 def shrink_kernel(
     x_ptr,
     a_ptr,
@@ -33,6 +34,12 @@ def shrink_kernel(
     stride_ak,
     stride_ar,
     stride_scaling,
+    UNIT_K: tl.constexpr,
+    UNIT_R: tl.constexpr,
+    UNIT_XM: tl.constexpr,
+    UNIT_AI: tl.constexpr,
+    UNIT_AK: tl.constexpr,
+    UNIT_AR: tl.constexpr,
     PRECISION: tl.constexpr,
     INDEX: tl.constexpr,
     EVEN_K: tl.constexpr,
@@ -41,6 +48,12 @@ def shrink_kernel(
     BR: tl.constexpr,
 ):
     """One [BM, BR] tile of the rows of one sample, over `chunk` of K, into plane program_id(1)."""
+    K *= UNIT_K
+    r *= UNIT_R
+    stride_xm *= UNIT_XM
+    stride_ai *= UNIT_AI
+    stride_ak *= UNIT_AK
+    stride_ar *= UNIT_AR
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     slot = tl.program_id(0)
     i_k = tl.program_id(1)
@@ -85,9 +98,7 @@ def shrink(
 ) -> Tensor:
     """Σ_j scaling · xs[j] [M, K_j] · factors[j] ([K_j, r] or [B, K_j, r]), summed in the order of j: [M, r] fp32."""
     M, r = xs[0].shape[0], factors[0].shape[-1]
-    slots = launch.count_slots(
-        launch.walk(segments, factors[0].dim() == 3 or isinstance(scaling, Tensor)), M, config.BM
-    )
+    slots = launch.count_slots(launch.walk(segments, factors[0].dim() == 3 or is_per_sample(scaling)), M, config.BM)
     splits = [launch.split_of(slots, triton.cdiv(x.shape[1], config.BK), x.device) for x in xs]
     planes = torch.empty(sum(splits), M, r, dtype=torch.float32, device=xs[0].device)
     done = 0
@@ -101,8 +112,8 @@ def _launch(x, a, scaling, segments, planes, config):
     (M, K), r = x.shape, a.shape[-1]
     if M == 0:
         return
-    walked = launch.walk(segments, a.dim() == 3 or isinstance(scaling, Tensor))
-    BM, BK, BR = config.BM, config.BK, launch.rank_block(r)
+    walked = launch.walk(segments, a.dim() == 3 or is_per_sample(scaling))
+    BM, BK, BR = config.BM, config.BK, rank_block(r)
     chunk = triton.cdiv(triton.cdiv(K, BK), planes.shape[0]) * BK
     with launch.device_guard(x):
         shrink_kernel[(launch.count_slots(walked, M, BM), planes.shape[0], triton.cdiv(r, BR))](
@@ -110,14 +121,16 @@ def _launch(x, a, scaling, segments, planes, config):
             a_ptr=a,
             s_ptr=planes,
             M=M,
-            K=K,
-            r=r,
+            **launch.in_units(
+                K=K,
+                r=r,
+                stride_xm=x.stride(0),
+                stride_ai=a.stride(0) if a.dim() == 3 else 0,
+                stride_ak=a.stride(-2),
+                stride_ar=a.stride(-1),
+            ),
             **launch.of_segments(walked),
             chunk=chunk,
-            stride_xm=x.stride(0),
-            stride_ai=a.stride(0) if a.dim() == 3 else 0,
-            stride_ak=a.stride(-2),
-            stride_ar=a.stride(-1),
             **launch.of_scaling(scaling),
             PRECISION=launch.precision(x.dtype),
             INDEX=launch.index_type((x, BM, BK), (a, BK, BR)),

@@ -8,11 +8,11 @@ from torch import Tensor
 from cora_kernels.backends.triton import launch
 from cora_kernels.backends.triton.indexing import share_of_rows
 from cora_kernels.backends.triton.planes import sum_planes
-from cora_kernels.planning.tile_sizes import OuterConfig
+from cora_kernels.planning.tile_sizes import OuterConfig, rank_block
 from cora_kernels.segments import Segments
 
 
-@triton.jit
+@triton.jit(do_not_specialize=launch.BATCH_SIZES)
 def shrink_outer_kernel(
     g_ptr,
     b_ptr,
@@ -32,6 +32,12 @@ def shrink_outer_kernel(
     stride_br,
     stride_bn,
     stride_scaling,
+    UNIT_N: tl.constexpr,
+    UNIT_R: tl.constexpr,
+    UNIT_GM: tl.constexpr,
+    UNIT_BI: tl.constexpr,
+    UNIT_BR: tl.constexpr,
+    UNIT_BN: tl.constexpr,
     PRECISION: tl.constexpr,
     INDEX: tl.constexpr,
     BM: tl.constexpr,
@@ -39,6 +45,12 @@ def shrink_outer_kernel(
     BR: tl.constexpr,
 ):
     """BN columns of g over program_id(1)'s share of one sample's rows: dB of them, and their part of dS as a plane."""
+    N *= UNIT_N
+    r *= UNIT_R
+    stride_gm *= UNIT_GM
+    stride_bi *= UNIT_BI
+    stride_br *= UNIT_BR
+    stride_bn *= UNIT_BN
     dtype: tl.constexpr = g_ptr.dtype.element_ty
     n_n = tl.cdiv(N, BN)
     i_n = tl.program_id(0) % n_n
@@ -111,19 +123,21 @@ def shrink_outer(
             ds_ptr=ds,
             db_ptr=db,
             M=M,
-            N=N,
-            r=r,
+            **launch.in_units(
+                N=N,
+                r=r,
+                stride_gm=g.stride(0),
+                stride_bi=b.stride(0) if b.dim() == 3 else 0,
+                stride_br=b.stride(-2),
+                stride_bn=b.stride(-1),
+            ),
             **launch.of_segments(walked),
-            stride_gm=g.stride(0),
-            stride_bi=b.stride(0) if b.dim() == 3 else 0,
-            stride_br=b.stride(-2),
-            stride_bn=b.stride(-1),
             **launch.of_scaling(scaling),
             PRECISION=launch.precision(g.dtype),
-            INDEX=launch.index_type((g, BM, BN), (b, BN, launch.rank_block(r))),
+            INDEX=launch.index_type((g, BM, BN), (b, BN, rank_block(r))),
             BM=BM,
             BN=BN,
-            BR=launch.rank_block(r),
+            BR=rank_block(r),
             **launch.of_config(config),
         )
     return sum_planes(ds, torch.float32), db[0] if split == 1 else sum_planes(db, dtype)

@@ -12,7 +12,7 @@ from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm
 from cora_kernels.backends.triton.outer import outer as launch_outer
 from cora_kernels.backends.triton.shrink import shrink as launch_shrink
 from cora_kernels.backends.triton.shrink_outer import shrink_outer as launch_shrink_outer
-from cora_kernels.operands import Operands
+from cora_kernels.operands import Operands, is_per_sample
 from cora_kernels.planning import choose, gpus
 from cora_kernels.planning.cost import Problem
 from cora_kernels.planning.tile_sizes import (
@@ -48,9 +48,9 @@ def shrink_outer(
         *(g.shape[0], g.shape[1], width, b.shape[-2], segments.batch, segments.length, g.dtype),
         sample_a=b.dim() == 3,
     )
-    if (isinstance(scaling, Tensor) and b.dim() == 2) or not choose.fuses(problem, gpu):
+    if (is_per_sample(scaling) and b.dim() == 2) or not choose.fuses(problem, gpu):
         return None
-    return launch_shrink_outer(g, b, s, scaling, segments, dtype, shrink_outer_config(gpu.arch, g.dtype))
+    return launch_shrink_outer(g, b, s, scaling, segments, dtype, shrink_outer_config(gpu.arch, g.dtype, b.shape[-2]))
 
 
 def forward(
