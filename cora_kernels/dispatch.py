@@ -43,8 +43,9 @@ def _cuda() -> ModuleType:
 
 
 # name -> (module, the device types it is tried on when no backend is asked for; None: all). The first that can serves.
-# By the cost rule Triton's GEMM leads the CUDA C++ one: by 3 % on sm_80, as its largest tile has twice the area, and by
-# more on Hopper, as it has wgmma. So "cuda" serves where Triton is not there or cannot serve.
+# By the cost rule Triton's GEMM leads the CUDA C++ one: by a little on sm_80, as its largest tile has twice the area,
+# and by more on Hopper, as it has wgmma. So "cuda" serves where Triton is not there or cannot serve. Where its GEMM is
+# slower than the vendor's it computes S and S·B alone and calls that one, so it is not behind "chain".
 _BACKENDS: dict[str, tuple[Callable[[], ModuleType], tuple[str, ...] | None]] = {
     "cpu": (_cpu, ("cpu",)),
     "triton": (_triton, ("cuda",)),

@@ -81,7 +81,7 @@ __device__ inline void shrink(float (*s)[kDecodeRank], const Decode& p, int samp
     }
   }
   __syncthreads();
-  const float scale = p.scaling.each ? p.scaling.each[sample] : p.scaling.all;
+  const float scale = scale_of(p.scaling, sample);
   for (int at = threadIdx.x; at < ROWS * p.rank; at += kDecodeThreads) {
     const int t = at / p.rank, r = at % p.rank;
     float sum = 0.0f;

@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(kThreads, 2) lowrank_gemm_kernel(const __grid_
   __syncthreads();
 
   if constexpr (R > 0) {
-    const float scale = p.scaling.each ? p.scaling.each[place.sample] : p.scaling.all;
+    const float scale = scale_of(p.scaling, place.sample);
     if (n_s < R) {
 #pragma unroll
       for (int i = 0; i < MT * ST * 2; ++i) {

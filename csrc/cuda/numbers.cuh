@@ -1,4 +1,4 @@
-// Pairs of 16-bit numbers in a register: bf16, or fp16 where T is __half.
+// Pairs of 16-bit numbers in a register: bf16, or fp16 where T is __half. What scales a sample.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+
+#include "types.h"
 
 namespace cora::gpu {
 
@@ -32,6 +34,10 @@ __device__ inline float2 unpack(uint32_t bits) {
   } else {
     return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u)};
   }
+}
+
+__device__ inline float scale_of(const Scaling& scaling, int sample) {
+  return scaling.values ? scaling.values[int64_t(sample) * scaling.stride] : scaling.number;
 }
 
 }  // namespace cora::gpu

@@ -29,7 +29,7 @@ struct Call {
 
   Call(const Tensor& rows, const OptionalTensor& scales_, double scaling_, const OptionalTensor& cu_seqlens,
        int64_t batch)
-      : device(rows), scaling{nullptr, float(scaling_)} {
+      : device(rows), scaling{nullptr, 0, float(scaling_)} {
     const int M = int_of("the number of rows", rows.size(0)), count = int_of("the number of samples", batch);
     TORCH_CHECK(cu_seqlens || (batch == 0 ? M == 0 : M % batch == 0), "expected ", batch,
                 " samples of one length, got ", M, " rows");
@@ -42,14 +42,12 @@ struct Call {
     }
     whole = {nullptr, M, 1, M};
     if (!scales_) return;
-    if (scales_->dim() == 0) {
-      scaling.all = scales_->item<float>();
-    } else {
-      TORCH_CHECK(scales_->dim() == 1 && scales_->size(0) == batch, "scaling must be [", batch, "], got ",
-                  scales_->sizes());
-      scales = scales_->to(at::kFloat).contiguous();
-      scaling.each = static_cast<const float*>(data_of(scales));
-    }
+    TORCH_CHECK(scales_->dim() == 0 || (scales_->dim() == 1 && scales_->size(0) == batch),
+                "scaling must be a number or [", batch, "], got ", scales_->sizes());
+    TORCH_CHECK(scales_->device() == rows.device(), "scaling must be on ", rows.device(), ", got ", scales_->device());
+    scales = scales_->to(at::kFloat).contiguous();
+    scaling.values = static_cast<const float*>(data_of(scales));
+    scaling.stride = scales.dim() ? 1 : 0;
   }
 
   bool is_empty() const { return samples.rows == 0 || samples.count == 0; }
@@ -61,7 +59,7 @@ bool runs_along_rows(const Tensor& t) { return t.stride(-2) == 1 && t.stride(-1)
 
 // s (+)= scaling · x·a, a [..., depth, rank].
 void shrink_into(const Call& call, const Tensor& x, const Tensor& a, const Tensor& s, bool accumulate) {
-  const bool inner_is_depth = runs_along_rows(a), per_sample = a.dim() == 3 || call.scaling.each;
+  const bool inner_is_depth = runs_along_rows(a), per_sample = a.dim() == 3 || call.scaling.is_per_sample();
   check_factor("the shrinking factor", a, call.samples.count, x.size(1), s.size(1));
   if (call.is_empty()) return;
   const Tensor rows = aligned_rows(x);
@@ -85,7 +83,7 @@ void check_strategy(const std::string& strategy, int64_t rank, int length, bool 
     TORCH_CHECK(!given && rank <= kOnePassRank, "one_pass: expected a rank of at most ", kOnePassRank,
                 " and no S, got rank ", rank, given ? " and S" : "");
   } else {
-    TORCH_CHECK(strategy == "two_kernels", "strategy: expected one_pass, two_kernels or decode, got ", strategy);
+    TORCH_CHECK(strategy == "two_kernels" || strategy == "separate", "strategy: expected one_pass, two_kernels, separate or decode, got ", strategy);
   }
 }
 
@@ -128,9 +126,10 @@ Tensor low_rank(const Call& call, const Tensor& x, const Tensor& w_, const Tenso
     return y.addmm_(rows, w);
   }
 
-  const bool one_pass = strategy == "one_pass";
+  // Separate: S·B + bias by our kernel, which then has no depth to walk, and x·w on top by the vendor's GEMM.
+  const bool one_pass = strategy == "one_pass", separate = strategy == "separate";
   if (!given && !one_pass) shrink_into(call, rows, a, s, false);
-  const bool per_sample = b.dim() == 3 || (one_pass && (a.dim() == 3 || call.scaling.each));
+  const bool per_sample = b.dim() == 3 || (one_pass && (a.dim() == 3 || call.scaling.is_per_sample()));
   const Factor factor = one_pass ? factor_of("the shrinking factor", a, dtype, !transposed) : Factor{};
   check(run(LowRankGemm{matrix_of(rows),
                         {data_of(w), w.stride(transposed ? 1 : 0)},
@@ -142,12 +141,12 @@ Tensor low_rank(const Call& call, const Tensor& x, const Tensor& w_, const Tenso
                         call.scaling,
                         call.walk(per_sample),
                         int(cols),
-                        int(depth),
+                        separate ? 0 : int(depth),
                         int(rank),
                         !transposed,
                         accumulate},
             dtype_of(x), call.device.multiprocessors(), call.device.stream()));
-  return y;
+  return separate ? y.addmm_(rows, w) : y;
 }
 
 Tensor ready(at::TensorList given, size_t i, int64_t rows) {

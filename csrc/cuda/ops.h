@@ -15,7 +15,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 at::Tensor shrink(const at::Tensor& x, const at::Tensor& a, const OptionalTensor& scales, double scaling,
                   const OptionalTensor& cu_seqlens, int64_t batch);
 
-// `strategies`: "one_pass", "two_kernels" or "decode" for each weight, as cora_kernels/planning/choose.py decides. What
+// `strategies`: "one_pass", "two_kernels", "separate" or "decode" for each weight, as cora_kernels/planning/choose.py decides. What
 // its kernels cannot run is an error.
 std::vector<at::Tensor> forward(const at::Tensor& x, at::TensorList weights, at::TensorList lora_as,
                                 at::TensorList lora_bs, const c10::List<OptionalTensor>& biases,

@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) shrink_kernel(const __grid_constant_
       sum[0] += other.x, sum[1] += other.y, sum[2] += other.z, sum[3] += other.w;
     }
   }
-  const float scale = p.scaling.each ? p.scaling.each[place.sample] : p.scaling.all;
+  const float scale = scale_of(p.scaling, place.sample);
 #pragma unroll
   for (int i = 0; i < R / 2; ++i) {
     const int row = (kSplit ? 0 : warp * 16) + i / 2 % 2 * 8 + lane / 4;

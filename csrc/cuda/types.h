@@ -34,10 +34,13 @@ struct Factor {
   bool sixteen_bytes;
 };
 
-// One for all samples, or (not null) one for each.
+// A number for all samples; or (not null) one in memory for each, `stride` apart, or, with a stride of 0, for all.
 struct Scaling {
-  const float* each;
-  float all;
+  const float* values;
+  int stride;
+  float number;
+
+  bool is_per_sample() const { return values && stride; }
 };
 
 }  // namespace cora::gpu

@@ -11,7 +11,7 @@ import simulator as simulation
 import torch
 
 from cora_kernels.backends import cuda, extension
-from cora_kernels.planning import gpus
+from cora_kernels.planning import choose
 
 
 @pytest.fixture(scope="session")
@@ -55,12 +55,12 @@ def simulator(_simulator, monkeypatch) -> simulation.Simulator:
 
 @pytest.fixture
 def prefer(monkeypatch):
-    """One pass wherever the rank allows it, or two kernels: matrix rate over bandwidth is what the choice goes by."""
+    """Every call that can goes by the given strategy; the rule chooses for the others."""
 
     def force(strategy: str) -> None:
-        balance = {"one_pass": 1e9, "two_kernels": 1e-9}[strategy]
-        gpu = gpus.GPUS["A100"]._replace(matrix=balance, bandwidth=1.0)
-        monkeypatch.setattr(gpus, "gpu_of", lambda device: gpu)
+        rule = choose.choose
+        forced = lambda problem, gpu, backend, asked=None: rule(problem, gpu, backend, asked or strategy)  # noqa: E731
+        monkeypatch.setattr(choose, "choose", forced)
 
     return force
 

@@ -101,8 +101,34 @@ def test_shapes(case, strategy, multiprocessors, simulator, prefer, poison):
     assert {"lowrank_gemm", "outer"} <= {kernel for kernel, _ in launches}
 
 
+@pytest.mark.parametrize("case", [*SHAPES[:4], *(pytest.param(case, marks=slow) for case in SHAPES[4:])], ids=str)
+def test_the_delta_alone(case, simulator, prefer, poison):
+    """S·B by the GEMM's kernel with no depth to walk, and the base by torch's GEMM on top."""
+    prefer("separate")
+    with simulator.running() as launches:
+        assert_correct(make_inputs(replace(case, dtype=BF16)), "cuda")
+    gemms = [stats for kernel, stats in launches if kernel == "lowrank_gemm"]
+    # Twice that, with whole tiles, for S·B and dS·Aᵀ: no product with W is among them.
+    rows, wide = sum(case.lengths) if case.lengths else case.batch * case.length, max(case.k, *case.n)
+    whole = 2 * (rows + 128) * (wide + 128) * 64 * (1 + len(case.lengths or ()))
+    assert gemms and all(sum(stats.mma_flops.values()) <= whole for stats in gemms)
+
+
+def test_a_scaling_on_the_gpu_is_read_by_the_kernel(simulator, prefer):
+    """A number as a tensor without dimensions, as torch.compile hands it on, is the number."""
+    inputs = make_inputs(Case(batch=2, length=20, k=40, n=(24,), r=8, sample_b=True, dtype=BF16), requires_grad=False)
+    x, ops = inputs.x.flatten(0, 1), torch.ops.cora_kernels
+    arguments = list(inputs.weights), list(inputs.lora_as), list(inputs.lora_bs), [None]
+    for strategy in ("one_pass", "two_kernels", "separate"):
+        with simulator.running():
+            y = ops.cuda_forward(x, *arguments, None, 0.75, None, 2, [], [strategy])[0]
+            of_tensor = ops.cuda_forward(x, *arguments, torch.tensor(0.75), 1.0, None, 2, [], [strategy])[0]
+        assert torch.equal(y, of_tensor)
+
+
 @pytest.mark.parametrize("case", [*DECODED, *(pytest.param(case, marks=slow) for case in MORE_DECODED)], ids=str)
-def test_decode(case, simulator, poison):
+def test_decode(case, simulator, prefer, poison):
+    prefer("decode")
     inputs = make_inputs(replace(case, dtype=BF16))
     if case.tensor_scaling:
         inputs.scaling.requires_grad_(False)
@@ -135,8 +161,7 @@ def test_any_order_of_warps(order, simulator, prefer):
 @pytest.mark.parametrize("strategy", ["one_pass", "two_kernels", "decode"])
 def test_a_sample_does_not_see_its_neighbours(strategy, simulator, prefer):
     """inf and NaN in every other sample, tiles that straddle: a sample's output and gradients stay what they are."""
-    if strategy != "decode":
-        prefer(strategy)
+    prefer(strategy)
     inputs = make_inputs(Case(batch=3, length=7 if strategy == "decode" else 11, sample_b=True, dtype=BF16))
     with simulator.running():
         assert_samples_are_apart(inputs, "cuda")
@@ -197,26 +222,33 @@ def test_same_bits(simulator, prefer):
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+KERNELS = {
+    "one_pass": ["lowrank_gemm"],
+    "two_kernels": ["shrink", "lowrank_gemm"],
+    "separate": ["shrink", "lowrank_gemm"],
+    "decode": ["decode"],
+}
+
+
 @pytest.mark.parametrize(
-    ("case", "kernels"),
+    ("case", "rates", "strategy"),
     [
-        (Case(batch=2, length=16, k=8, n=(1024,), r=16), ["lowrank_gemm"]),
-        (Case(batch=2, length=16, k=8, n=(1536,), r=16), ["shrink", "lowrank_gemm"]),
-        (Case(batch=2, length=16, k=8, n=(1024,), r=17), ["shrink", "lowrank_gemm"]),
-        (Case(batch=2, length=16, k=8, n=(8,), r=33), ["shrink", "lowrank_gemm"]),
-        (Case(batch=2, length=16, k=8, n=(8, 8), r=4), ["lowrank_gemm", "lowrank_gemm"]),
-        (Case(batch=2, length=8, k=8, n=(4096, 8), r=4), ["decode", "decode"]),
-        (Case(batch=2, length=8, k=8, n=(8,), r=4, sample_a=False), ["lowrank_gemm"]),
-        (Case(lengths=(3, 4), k=8, n=(8,), r=4), ["lowrank_gemm"]),
+        (Case(batch=2, length=16, k=8, n=(1024,), r=16), {}, "one_pass"),
+        (Case(batch=2, length=16, k=8, n=(8,), r=33), {}, "two_kernels"),
+        (Case(batch=2, length=160, k=72, n=(72,), r=33), {"matrix": 1e9, "gemm_cuda": 0.5}, "separate"),
+        (Case(batch=2, length=8, k=72, n=(4096,), r=4), {"matrix": 1e10}, "decode"),
+        (Case(lengths=(3, 4), k=8, n=(8,), r=4), {}, "one_pass"),
     ],
     ids=str,
 )
-def test_the_strategy_follows_the_rule(case, kernels, simulator):
-    """One pass while N·r / 128 is below the GPU's FLOP/s over bytes/s, an A100's here: 142."""
+def test_the_strategy_follows_the_rule(case, rates, strategy, simulator, monkeypatch):
+    """Whichever the cost rule finds the fastest on a GPU of such rates is launched."""
+    gpu = gpus.GPUS["A100"]._replace(**rates)
+    monkeypatch.setattr(gpus, "gpu_of", lambda device: gpu)
     inputs = make_inputs(replace(case, dtype=BF16), requires_grad=False)
     with simulator.recording(multiprocessors=108) as launches:
         call(inputs, "cuda")
-    assert [re.search("lowrank_gemm|shrink|decode", name)[0] for name, *_ in launches] == kernels
+    assert [re.search("lowrank_gemm|shrink|decode", name)[0] for name, *_ in launches] == KERNELS[strategy]
 
 
 @pytest.mark.parametrize("case", [*SHAPES, *MORE_SHAPES, *DECODED], ids=str)
@@ -228,15 +260,17 @@ def test_the_tile_planned_is_the_tile_launched(case, multiprocessors, simulator,
     inputs, planned = make_inputs(replace(case, dtype=BF16), requires_grad=False), []
     rule = choose.choose
 
-    def recorded(*problem):
-        planned.append(rule(*problem))
-        return planned[-1]
+    def recorded(problem, gpu, backend):
+        plan = rule(problem, gpu, backend)
+        alone = choose._cuda_tile(problem, gpu, False) if plan.strategy == "separate" else None
+        planned.append(plan.config or alone)
+        return plan
 
     monkeypatch.setattr(choose, "choose", recorded)
     with simulator.recording(multiprocessors) as launches:
         call(inputs, "cuda")
     tiles = [re.findall(r"Li(\d+)E", name)[:3] for name, *_ in launches if "GemmTile" in name]
-    assert tiles == [[str(n) for n in plan.config[:3]] for plan in planned if plan.config]
+    assert tiles == [[str(n) for n in tile[:3]] for tile in planned if tile]
 
 
 @pytest.mark.parametrize(
@@ -246,7 +280,7 @@ def test_the_tile_planned_is_the_tile_launched(case, multiprocessors, simulator,
         ("one_pass", 16, 4, True, "one_pass: expected a rank of at most 32 and no S, got rank 4 and S"),
         ("decode", 9, 4, False, "decode: expected samples of 1 to 8 rows, .* got 9 rows .0: packed., rank 4"),
         ("decode", 8, 129, False, "decode: expected .* a rank of at most 128 .* got 8 rows .0: packed., rank 129"),
-        ("chain", 8, 4, False, "strategy: expected one_pass, two_kernels or decode, got chain"),
+        ("chain", 8, 4, False, "strategy: expected one_pass, two_kernels, separate or decode, got chain"),
     ],
 )
 def test_a_strategy_that_cannot_run_is_refused(strategy, T, r, given, message, simulator):
