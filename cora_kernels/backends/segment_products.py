@@ -1,9 +1,11 @@
 """Products of rows with each sample's own factor, by torch: what the backends in plain torch are made of.
 
-For a packed batch they walk its segments, one torch.mm each.
+For a packed batch they walk its segments, one torch.mm each. A GPU would wait for their boundaries there: where torch's
+grouped product serves, it reads them on the GPU.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cora_kernels.segments import Segments, spans
@@ -30,7 +32,24 @@ def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool) -> Tensor:
     return torch.ops.cora_kernels.segment_outer(u, v, segments.cu_seqlens)
 
 
+_GROUPED_DEVICE = "cuda"
+
+
+def _is_grouped(*operands: Tensor) -> bool:
+    """Whether torch.nn.functional.grouped_mm (torch >= 2.10) takes these: bf16, each with 16-byte aligned rows."""
+    return hasattr(F, "grouped_mm") and all(
+        t.device.type == _GROUPED_DEVICE
+        and t.dtype == torch.bfloat16
+        and t.data_ptr() % 16 == 0
+        and (t.stride(-1) == 1 or t.stride(-2) == 1)
+        and all(stride == 1 or stride % 8 == 0 for stride in t.stride())
+        for t in operands
+    )
+
+
 def _segment_mm(rows: Tensor, factors: Tensor, cu_seqlens: Tensor) -> Tensor:
+    if _is_grouped(rows, factors) and factors.shape[2] % 8 == 0:
+        return F.grouped_mm(rows, factors, offs=cu_seqlens[1:])
     out = rows.new_empty(rows.shape[0], factors.shape[2])
     for i, span in enumerate(spans(cu_seqlens, rows.shape[0])):
         torch.mm(rows[span], factors[i], out=out[span])
@@ -38,6 +57,10 @@ def _segment_mm(rows: Tensor, factors: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def _segment_outer(u: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
+    if _is_grouped(u, v):
+        products = F.grouped_mm(u.t(), v, offs=cu_seqlens[1:])
+        # Of a sample without rows nothing is promised.
+        return torch.where((cu_seqlens.diff() > 0)[:, None, None], products, 0.0)
     out = u.new_empty(cu_seqlens.shape[0] - 1, u.shape[1], v.shape[1])
     for i, span in enumerate(spans(cu_seqlens, u.shape[0])):
         torch.mm(u[span].t(), v[span], out=out[i])
