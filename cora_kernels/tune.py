@@ -48,24 +48,49 @@ def measure_rates(device: torch.device, timer: Timer = seconds) -> dict[str, flo
         timer(partial(lowrank_gemm, x, w.t(), s, b, segments, config))
         for config in gemm_configs(gpu.arch, x.dtype, one_pass=False)
     )
+    shallow = x[:, :n].contiguous(), w[:, :n].contiguous()
+    vendor_shallow = timer(lambda: torch.mm(shallow[0], shallow[1].t(), out=y))
+    ours_shallow = min(
+        timer(partial(lowrank_gemm, shallow[0], shallow[1].t(), s, b, segments, config))
+        for config in gemm_configs(gpu.arch, x.dtype, one_pass=False)
+    )
+    added = timer(lambda: y.addmm_(x, w.t()))
     streamed = timer(lambda: expand(s, b, segments, y, add=True))
     x32, w32 = x.float(), w.float()
     single = timer(lambda: torch.mm(x32, w32.t()))
     operations = 2 * 8 * n * 4 * n * 4 * n
+    bandwidth = 2 * y.numel() * y.itemsize / streamed
+    gemm, fill = _share(vendor / ours, 4 * n, vendor_shallow / ours_shallow, n)
     return {
         "matrix": operations / vendor,
         "simple": operations / single,
-        "bandwidth": 2 * y.numel() * y.itemsize / streamed,
-        "gemm": min(1.0, vendor / ours),
+        "bandwidth": bandwidth,
+        "gemm": gemm,
+        "fill": fill,
+        "exposed": min(1.0, max(0.01, (added - vendor) * bandwidth / (y.numel() * y.itemsize))),
     }
+
+
+def _share(deep: float, depth: int, shallow: float, less: int) -> tuple[float, float]:
+    """gemm and fill of share = gemm / (1 + fill / K), from the shares of the vendor's rate at two depths."""
+    fill = (deep / shallow - 1) / (1 / less - deep / shallow / depth) if deep > shallow else 1.0
+    if not 0 < fill < depth:  # the shallow product is another one to the vendor's library: no fit
+        fill = 1.0
+    return min(1.0, deep * (1 + fill / depth)), fill
 
 
 def measure_strategies(problem: Problem, device: torch.device, timer: Timer = seconds) -> dict[str, Any]:
     """The fastest strategy and tile of one problem: {"strategy", "config", "seconds"}."""
+    return min(measure_all(problem, device, timer), key=lambda one: one["seconds"])
+
+
+def measure_all(problem: Problem, device: torch.device, timer: Timer = seconds) -> list[dict[str, Any]]:
+    """Every strategy and tile of one problem, likewise."""
     run = _runner(problem, device)
-    found = [(timer(partial(run, *candidate)), *candidate) for candidate in _candidates(problem, device)]
-    fastest, strategy, config = min(found, key=lambda one: one[0])
-    return {"strategy": strategy, "config": config, "seconds": fastest}
+    return [
+        {"strategy": strategy, "config": config, "seconds": timer(partial(run, strategy, config))}
+        for strategy, config in _candidates(problem, device)
+    ]
 
 
 def _candidates(problem: Problem, device: torch.device) -> Iterator[tuple[str, GemmConfig | None]]:

@@ -6,8 +6,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from cora_kernels.operands import is_per_sample
 from cora_kernels.planning import cost, tuning_file
-from cora_kernels.planning.cost import LAUNCH_SECONDS, Plan, Problem, outer_launch, shrink_outer_launch
+from cora_kernels.planning.cost import Plan, Problem
 from cora_kernels.planning.gpus import Gpu
 from cora_kernels.planning.tile_sizes import (
     DECODE_LENGTH,
@@ -25,6 +26,8 @@ DTYPES = {
     "triton": (torch.float32, torch.bfloat16, torch.float16),
     "cuda": (torch.bfloat16, torch.float16),
 }
+# The CPU's time for a launch by C++.
+_CUDA_HOST_SECONDS = 6e-6
 
 
 def problem_of(
@@ -39,7 +42,7 @@ def problem_of(
         samples=segments.batch,
         length=segments.length,
         dtype=x.dtype,
-        sample_a=a.dim() == 3 or isinstance(scaling, Tensor),
+        sample_a=a.dim() == 3 or is_per_sample(scaling),
         sample_b=b.dim() == 3,
         s_given=s_given,
         added=added,
@@ -50,35 +53,60 @@ def problem_of(
 def choose(problem: Problem, gpu: Gpu, backend: str, strategy: str | None = None) -> Plan:
     """The plan that the backend runs: with the strategy asked for if the problem has it, else with the one chosen.
 
-    "triton" takes what was tuned on this GPU, else the fastest by the cost rule. "cuda" takes decode where A or B is
-    each sample's own and samples are short, else one pass where it computes less again than two kernels read again.
+    That is what was tuned on this GPU, for "triton", else the fastest by the cost rule.
     """
-    return _of_cuda(problem, gpu, strategy) if backend == "cuda" else _of_triton(problem, gpu, strategy)
-
-
-def _of_triton(problem: Problem, gpu: Gpu, strategy: str | None) -> Plan:
-    found = plans(problem, gpu)
-    measured = tuning_file.load(gpu.name)["strategies"].get(key_of(problem))
+    found = plans(problem, gpu, backend)
+    measured = measured_for(problem, gpu, backend)
     if strategy is None and measured is not None:
         strategy = measured["strategy"]
     plan = next((plan for plan in found if plan.strategy == strategy), found[0])
-    if plan.strategy == "decode" and problem.added:
-        return cost.separate(problem, gpu)
-    if plan.strategy == strategy and measured and measured["strategy"] == strategy and measured["config"]:
+    if measured and measured["strategy"] == plan.strategy == strategy and measured["config"]:
         return plan._replace(config=GemmConfig(*measured["config"]))
     return plan
 
 
-def _of_cuda(problem: Problem, gpu: Gpu, strategy: str | None) -> Plan:
-    p = problem
-    short = p.length is not None and 1 <= p.length <= DECODE_LENGTH and p.rank <= DECODE_RANK
-    if short and not p.added and (p.sample_a or p.sample_b) and strategy in (None, "decode"):
-        return cost.decode(p, gpu)
-    # FLOP/s over bytes/s: what one pass computes again in every tile of 128 columns against a second read of x.
-    pays = p.outputs * (16 if p.rank <= 16 else 32) / 128 < gpu.matrix / gpu.bandwidth
-    if not p.s_given and p.rank <= ONE_PASS_RANK and (pays if strategy is None else strategy == "one_pass"):
-        return cost.one_pass(p, gpu, (_cuda_tile(p, gpu, True),))
-    return cost.two_kernels(p, gpu, (_cuda_tile(p, gpu, False),), split=False)
+def measured_for(problem: Problem, gpu: Gpu, backend: str) -> dict | None:
+    """The strategy and tile that `python -m cora_kernels.tune` found the fastest for such problems, if it has run."""
+    return tuning_file.load(gpu.name)["strategies"].get(key_of(problem)) if backend == "triton" else None
+
+
+@lru_cache(maxsize=4096)
+def plans(problem: Problem, gpu: Gpu, backend: str = "triton") -> tuple[Plan, ...]:
+    """Every plan of the backend's kernels for the problem, the fastest by the cost rule first."""
+    p, cuda = problem, backend == "cuda"
+    if cuda:
+        gpu = gpu._replace(gemm=gpu.gemm_cuda, host=_CUDA_HOST_SECONDS)
+
+    def tiles(one_pass: bool) -> tuple[GemmConfig, ...]:
+        if cuda:
+            return (_cuda_tile(p, gpu, one_pass),)
+        return gemm_configs(gpu.arch, p.dtype, one_pass)
+
+    found, excluded = [], reasons(p)
+    if "one_pass" not in excluded:
+        found.append(cost.one_pass(p, gpu, tiles(True)))
+    found += [cost.two_kernels(p, gpu, tiles(False), split=not cuda), cost.separate(p, gpu, split=not cuda)]
+    if "decode" not in excluded:
+        found.append(cost.decode(p, gpu))
+    return tuple(sorted(found, key=lambda plan: plan.seconds))
+
+
+def reasons(problem: Problem) -> dict[str, str]:
+    """Of the strategies that the problem excludes, why."""
+    p, found = problem, {}
+    if p.s_given:
+        found["one_pass"] = "S is there already"
+    elif p.rank > ONE_PASS_RANK:
+        found["one_pass"] = f"up to rank {ONE_PASS_RANK}"
+    if p.added:
+        found["decode"] = "does not add to y"
+    elif p.s_given:
+        found["decode"] = "S is there already"
+    elif p.length is None or not 1 <= p.length <= DECODE_LENGTH:
+        found["decode"] = f"samples of up to {DECODE_LENGTH} rows, not packed"
+    elif p.rank > DECODE_RANK:
+        found["decode"] = f"up to rank {DECODE_RANK}"
+    return found
 
 
 def _cuda_tile(p: Problem, gpu: Gpu, one_pass: bool) -> GemmConfig:
@@ -91,31 +119,23 @@ def _cuda_tile(p: Problem, gpu: Gpu, one_pass: bool) -> GemmConfig:
     return min(cuda_gemm_configs(p.rank if one_pass else 0), key=waves)
 
 
-@lru_cache(maxsize=4096)
-def plans(problem: Problem, gpu: Gpu) -> tuple[Plan, ...]:
-    """Every plan of Triton's kernels for the problem, the fastest by the cost rule first."""
-    found = [
-        cost.two_kernels(problem, gpu, gemm_configs(gpu.arch, problem.dtype, False)),
-        cost.separate(problem, gpu),
-    ]
-    if not problem.s_given and problem.rank <= ONE_PASS_RANK:
-        found.append(cost.one_pass(problem, gpu, gemm_configs(gpu.arch, problem.dtype, True)))
-    if _decodes(problem):
-        found.append(cost.decode(problem, gpu))
-    return tuple(sorted(found, key=lambda plan: plan.seconds))
-
-
-def _decodes(problem: Problem) -> bool:
-    short = problem.length is not None and problem.length <= DECODE_LENGTH
-    return short and problem.rank <= DECODE_RANK and not problem.s_given
-
-
 def key_of(problem: Problem) -> str:
     """Problems of one key share what was measured for one of them: rows and samples to the nearest power of two."""
     p = problem
     rows, samples = (round(math.log2(max(n, 1))) for n in (p.rows, p.samples))
-    kinds = f"{'A' * p.sample_a}{'B' * p.sample_b}{'S' * p.s_given}{'T' * _decodes(p)}"
+    short = "decode" not in reasons(p._replace(added=False))
+    kinds = f"{'A' * p.sample_a}{'B' * p.sample_b}{'S' * p.s_given}{'T' * short}"
     return f"{p.inputs}-{p.outputs}-r{p.rank}-rows{rows}-samples{samples}-{str(p.dtype)[6:]}-{kinds}"
+
+
+_SLOWER = "dS costs less on the way of dx"
+
+
+def why_not_fused(problem: Problem, backend: str) -> str:
+    """Why dS and dB do not come from one read of g, where they do not."""
+    if backend != "triton":
+        return "of Triton alone"
+    return f"up to rank {SHRINK_OUTER_RANK}" if problem.rank > SHRINK_OUTER_RANK else _SLOWER
 
 
 def fuses(problem: Problem, gpu: Gpu, backend: str = "triton") -> bool:
@@ -123,13 +143,12 @@ def fuses(problem: Problem, gpu: Gpu, backend: str = "triton") -> bool:
 
     A problem without outputs is one of which no dx is wanted.
     """
-    if backend != "triton" or problem.rank > SHRINK_OUTER_RANK:
+    if why_not_fused(problem, backend) != _SLOWER:
         return False
-    together = shrink_outer_launch(problem, gpu).seconds + LAUNCH_SECONDS  # of the sum of planes
-    apart = outer_launch(problem, gpu).seconds
+    together, apart = cost.shrink_outer(problem, gpu), cost.outer(problem, gpu)
     if problem.outputs:
-        together += choose(problem._replace(s_given=True), gpu, backend).seconds
-        apart += choose(problem, gpu, backend).seconds
+        together += choose(problem._replace(s_given=True), gpu, backend).launches
+        apart += choose(problem, gpu, backend).launches
     else:
-        apart += sum(launch.seconds for launch in cost.shrink(problem, gpu))
-    return together < apart
+        apart += cost.shrink(problem, gpu)
+    return cost.seconds(together) < cost.seconds(apart)

@@ -1,7 +1,8 @@
 """The written cost rule: bytes, operations and time of every strategy for a problem.
 
 A launch takes the longer of its bytes over the bandwidth and its operations over the matrix rate, whole waves of tiles
-counted. So one pass beats two kernels roughly where N·r / BN < matrix rate / bandwidth.
+counted. So one pass beats two kernels roughly where N·r / BN < matrix rate / bandwidth. A plan takes the longer of what
+its launches take on the GPU and what the CPU takes to make them: a small problem is won by few launches.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,9 +11,19 @@ from typing import NamedTuple
 import torch
 
 from cora_kernels.planning.gpus import Gpu
-from cora_kernels.planning.tile_sizes import GemmConfig, gemm_configs, shrink_outer_config
+from cora_kernels.planning.tile_sizes import (
+    GemmConfig,
+    gemm_configs,
+    outer_config,
+    rank_block,
+    shrink_config,
+    shrink_outer_config,
+    split_of,
+)
 
+# On the GPU, from one kernel to the next; on the CPU, of an operator of torch.
 LAUNCH_SECONDS = 3e-6
+VENDOR_HOST_SECONDS = 8e-6
 
 
 class Problem(NamedTuple):
@@ -35,10 +46,13 @@ class Problem(NamedTuple):
 
 
 class Launch(NamedTuple):
+    """`seconds` on the GPU, `host` seconds of the CPU in eager mode."""
+
     kernel: str
     bytes: int
     operations: int
     seconds: float
+    host: float
     config: GemmConfig | None = None
 
 
@@ -63,7 +77,12 @@ class Plan(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        return sum(launch.seconds for launch in self.launches)
+        return seconds(self.launches)
+
+
+def seconds(launches: Sequence[Launch]) -> float:
+    """The CPU makes the next launches while the GPU runs one: the slower of the two sets the pace."""
+    return max(sum(launch.seconds for launch in launches), sum(launch.host for launch in launches))
 
 
 def floor(problem: Problem, gpu: Gpu) -> Launch:
@@ -71,25 +90,28 @@ def floor(problem: Problem, gpu: Gpu) -> Launch:
     return _vendor_gemm(problem, gpu, 0)
 
 
-def outer_launch(problem: Problem, gpu: Gpu) -> Launch:
+def outer(p: Problem, gpu: Gpu) -> tuple[Launch, ...]:
     """dA = xᵀ·dS of the problem; of the backward's problem, dBᵀ = gᵀ·S."""
-    p = problem
-    moved = p.rows * p.inputs * p.dtype.itemsize + _s_bytes(p) + _factor_bytes(p) - _b_bytes(p)
-    return _streamed("outer", gpu, moved, 2 * p.rows * p.inputs * p.rank)
+    config = outer_config(gpu.arch, p.dtype, min(p.inputs, p.rank))
+    programs = _cdiv(p.inputs, config.BP) * _cdiv(p.rank, rank_block(p.rank))
+    product, planes = _product_in_planes(p, gpu, programs, config.BM)
+    moved = p.rows * p.inputs * p.dtype.itemsize + _s_bytes(p) + product
+    return _streamed("outer", gpu, moved, 2 * p.rows * p.inputs * p.rank), *planes
 
 
-def shrink_outer_launch(problem: Problem, gpu: Gpu) -> Launch:
+def shrink_outer(p: Problem, gpu: Gpu) -> tuple[Launch, ...]:
     """dS and dB of the backward's problem from one read of g; every tile of its columns adds a plane of dS."""
-    p = problem
-    columns = shrink_outer_config(gpu.arch, p.dtype).BP
-    planes = 2 * _cdiv(p.inputs, columns) * _s_bytes(p)
-    moved = p.rows * p.inputs * p.dtype.itemsize + 2 * (_factor_bytes(p) - _b_bytes(p)) + 2 * _s_bytes(p) + planes
-    return _streamed("shrink and outer", gpu, moved, 4 * p.rows * p.inputs * p.rank)
+    config = shrink_outer_config(gpu.arch, p.dtype, p.rank)
+    columns = _cdiv(p.inputs, config.BP)
+    product, planes = _product_in_planes(p, gpu, columns, config.BM)
+    moved = p.rows * p.inputs * p.dtype.itemsize + _a_bytes(p) + product + (1 + columns) * _s_bytes(p)
+    together = _streamed("shrink and outer", gpu, moved, 4 * p.rows * p.inputs * p.rank)
+    return together, *_sum_of_planes(columns, _s_bytes(p), _s_bytes(p), gpu), *planes
 
 
 def one_pass(p: Problem, gpu: Gpu, tiles: Sequence[GemmConfig]) -> Plan:
     """With the fastest of these tiles."""
-    moved = _base_bytes(p) + _factor_bytes(p) + _s_bytes(p)
+    moved = _base_bytes(p) + _a_bytes(p) + _b_bytes(p) + _s_bytes(p)
 
     def launch(config: GemmConfig) -> Launch:
         columns = config.BN + max(16, p.rank)
@@ -112,10 +134,10 @@ def two_kernels(p: Problem, gpu: Gpu, tiles: Sequence[GemmConfig], split: bool =
     return _best("two_kernels", tiles, launch, shrink(p, gpu, split))
 
 
-def separate(p: Problem, gpu: Gpu) -> Plan:
+def separate(p: Problem, gpu: Gpu, split: bool = True) -> Plan:
     y = p.rows * p.outputs * p.dtype.itemsize
     expand = _streamed("expand", gpu, _b_bytes(p) + _s_bytes(p) + y, 2 * p.rows * p.rank * p.outputs)
-    return Plan("separate", None, (*shrink(p, gpu), expand, _vendor_gemm(p, gpu, y)))
+    return Plan("separate", None, (*shrink(p, gpu, split), expand, _vendor_gemm(p, gpu, y)))
 
 
 def decode(p: Problem, gpu: Gpu) -> Plan:
@@ -123,21 +145,21 @@ def decode(p: Problem, gpu: Gpu) -> Plan:
     moved = _b_bytes(p) + _s_bytes(p) + y
     operations = 2 * p.rows * p.rank * p.outputs
     if not p.s_given:
-        moved += _factor_bytes(p) - _b_bytes(p) + p.rows * p.inputs * p.dtype.itemsize
+        moved += _a_bytes(p) + p.rows * p.inputs * p.dtype.itemsize
         operations += 2 * p.rows * p.rank * p.inputs
     return Plan("decode", None, (_streamed("decode", gpu, moved, operations), _vendor_gemm(p, gpu, y)))
 
 
 def shrink(p: Problem, gpu: Gpu, split: bool = True) -> tuple[Launch, ...]:
-    """S, unless it is given. `split`: K is split where the tiles are few, so that they fill the GPU."""
+    """S, unless it is given. `split`: K is split into fp32 planes where tiles are few, so that they fill the GPU."""
     if p.s_given:
         return ()
-    moved = p.rows * p.inputs * p.dtype.itemsize + _factor_bytes(p) - _b_bytes(p) + _s_bytes(p)
+    config = shrink_config(gpu.arch, p.dtype, p.rows // max(p.samples, 1) if p.sample_a else p.rows)
+    tiles = row_tiles(p._replace(sample_b=False), config.BM, True)
+    planes = split_of(tiles, _cdiv(p.inputs, config.BK), gpu.multiprocessors) if split else 1
+    moved = p.rows * p.inputs * p.dtype.itemsize + _a_bytes(p) + planes * _s_bytes(p)
     launch = _streamed("shrink", gpu, moved, 2 * p.rows * p.inputs * p.rank)
-    tiles = p.samples * _cdiv(p.rows, 64 * max(p.samples, 1)) if p.sample_a else _cdiv(p.rows, 64)
-    if not split or 2 * tiles > gpu.multiprocessors:
-        return (launch,)
-    return launch, _streamed("sum of planes", gpu, 3 * _s_bytes(p), 0)
+    return launch, *_sum_of_planes(planes, _s_bytes(p), _s_bytes(p), gpu)
 
 
 def row_tiles(p: Problem, BM: int, one_pass: bool) -> int:
@@ -155,43 +177,61 @@ def _best(
 
 
 def _gemm(name: str, p: Problem, gpu: Gpu, config: GemmConfig, rows: int, per_tile: float, moved: int) -> Launch:
+    """By the share of the vendor's rate that our GEMM has for the depth of the problem: see `Gpu`."""
+    share = gpu.gemm / (1 + gpu.fill / p.inputs)
     tiles = rows * _cdiv(p.outputs, config.BN)
-    waves = _cdiv(tiles, gpu.multiprocessors)
-    rate = _rate(p, gpu) * gpu.gemm * _reuse(config) / gpu.multiprocessors
-    seconds = max(waves * per_tile / rate, moved / gpu.bandwidth)
-    return Launch(name, moved, int(tiles * per_tile), LAUNCH_SECONDS + seconds, config)
+    # Multiprocessors without a tile ask for no bytes; the vendor's GEMM splits the depth for them.
+    bandwidth = gpu.bandwidth * min(1.0, tiles / gpu.multiprocessors)
+    spent = max(_waves(p, gpu, config, tiles, per_tile) / share, moved / bandwidth)
+    return Launch(name, moved, int(tiles * per_tile), LAUNCH_SECONDS + spent, gpu.host, config)
 
 
 def _vendor_gemm(p: Problem, gpu: Gpu, read: int) -> Launch:
-    """The vendor's GEMM over the same tiles at its own rate; `read` bytes of y beyond its write."""
+    """The vendor's GEMM over the same tiles at its own rate; `read` bytes of y beyond its write.
+
+    The epilogue of a tile reads them, and what of that no other tile's products hide comes on top.
+    """
     moved = _base_bytes(p) + read
-    seconds = min(
-        _gemm("", p, gpu._replace(gemm=1.0), c, _cdiv(p.rows, c.BM), 2 * c.BM * c.BN * p.inputs, moved).seconds
+    products = min(
+        _waves(p, gpu, c, _cdiv(p.rows, c.BM) * _cdiv(p.outputs, c.BN), 2 * c.BM * c.BN * p.inputs)
         for c in gemm_configs(gpu.arch, p.dtype, False)
     )
-    return Launch("vendor GEMM", moved, 2 * p.rows * p.inputs * p.outputs, seconds)
+    spent = max(products + gpu.exposed * read / gpu.bandwidth, moved / gpu.bandwidth)
+    operations = 2 * p.rows * p.inputs * p.outputs
+    return Launch("vendor GEMM", moved, operations, LAUNCH_SECONDS + spent, VENDOR_HOST_SECONDS)
+
+
+def _waves(p: Problem, gpu: Gpu, config: GemmConfig, tiles: int, per_tile: float) -> float:
+    """Seconds of whole waves of tiles at the vendor's rate: a large tile meets each loaded element more often."""
+    area = config.BM * config.BN
+    rate = (gpu.simple if p.dtype == torch.float32 else gpu.matrix) * area / (area + 1024) / gpu.multiprocessors
+    return _cdiv(tiles, gpu.multiprocessors) * per_tile / rate
+
+
+def _product_in_planes(p: Problem, gpu: Gpu, programs: int, BM: int) -> tuple[int, tuple[Launch, ...]]:
+    """Bytes of dA (or dBᵀ) as `programs` tiles a sample write it, and the sum of its planes if its rows are split."""
+    samples = p.samples if p.sample_a else 1
+    planes = split_of(programs * samples, _cdiv(p.rows, max(samples, 1) * BM), gpu.multiprocessors)
+    if planes == 1:
+        return _a_bytes(p), ()
+    plane = _a_bytes(p) // p.dtype.itemsize * 4
+    return planes * plane, _sum_of_planes(planes, plane, _a_bytes(p), gpu)
+
+
+def _sum_of_planes(planes: int, plane: int, total: int, gpu: Gpu) -> tuple[Launch, ...]:
+    return (_streamed("sum of planes", gpu, planes * plane + total, 0),) if planes > 1 else ()
 
 
 def _streamed(name: str, gpu: Gpu, moved: int, operations: int) -> Launch:
-    return Launch(name, moved, operations, LAUNCH_SECONDS + moved / gpu.bandwidth)
-
-
-def _reuse(config: GemmConfig) -> float:
-    """Of the matrix rate, what a tile reaches: a large one meets each loaded element more often."""
-    area = config.BM * config.BN
-    return area / (area + 1024)
-
-
-def _rate(p: Problem, gpu: Gpu) -> float:
-    return gpu.simple if p.dtype == torch.float32 else gpu.matrix
+    return Launch(name, moved, operations, LAUNCH_SECONDS + moved / gpu.bandwidth, gpu.host)
 
 
 def _base_bytes(p: Problem) -> int:
     return p.dtype.itemsize * (p.rows * p.inputs + p.outputs * p.inputs + p.rows * p.outputs)
 
 
-def _factor_bytes(p: Problem) -> int:
-    return p.dtype.itemsize * p.rank * p.inputs * (p.samples if p.sample_a else 1) + _b_bytes(p)
+def _a_bytes(p: Problem) -> int:
+    return p.dtype.itemsize * p.rank * p.inputs * (p.samples if p.sample_a else 1)
 
 
 def _b_bytes(p: Problem) -> int:

@@ -12,9 +12,12 @@ from cora_kernels.planning import tuning_file
 class Gpu(NamedTuple):
     """What good kernels reach, not the data sheet: `matrix` FLOP/s in 16 bits, `simple` in fp32, bytes/s.
 
-    `gemm` is the speed of our GEMM over the vendor's. The rates of A100, H100, H200, RTX 4090 and L40S are those behind
-    the break-even ratios that the project's design measured; the others and every `gemm` are estimates until
-    `python -m cora_kernels.tune` has run.
+    Triton's GEMM of ours reaches gemm / (1 + fill / K) of the vendor's rate, `fill` the depth that the start and the
+    end of a tile cost; the CUDA C++ one the same with `gemm_cuda`. Of a y that the vendor's GEMM adds to, its reading
+    takes `exposed` of the time that it would take alone. `host` is the CPU's time for one launch of ours in eager mode.
+
+    The rates of A100, H100, H200, RTX 4090 and L40S are those behind the break-even ratios that the project's design
+    measured; the others and everything from `gemm` on are estimates until `python -m cora_kernels.tune` has run.
     """
 
     name: str
@@ -24,29 +27,48 @@ class Gpu(NamedTuple):
     bandwidth: float
     multiprocessors: int
     gemm: float
+    gemm_cuda: float = 0.85
+    fill: float = 128.0
+    exposed: float = 0.5
+    host: float = 20e-6
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("A100", "sm_80", 291e12, 18e12, 2.04e12, 108, 0.95),
-        Gpu("L40S", "sm_80", 333e12, 80e12, 0.864e12, 142, 0.95),
-        Gpu("RTX 4090", "sm_80", 164e12, 70e12, 1.01e12, 128, 0.95),
-        Gpu("H100", "sm_90", 750e12, 55e12, 3.35e12, 132, 0.80),
-        Gpu("H200", "sm_90", 745e12, 55e12, 4.8e12, 132, 0.80),
-        Gpu("B200", "sm_100", 1500e12, 65e12, 7.7e12, 148, 0.60),
-        Gpu("MI300X", "gfx942", 600e12, 120e12, 4.3e12, 304, 0.75),
+        Gpu("A100", "sm_80", 291e12, 18e12, 2.04e12, 108, 0.91),
+        Gpu("A40", "sm_80", 110e12, 30e12, 0.63e12, 84, 0.91),
+        Gpu("A10", "sm_80", 70e12, 25e12, 0.54e12, 72, 0.91),
+        Gpu("RTX 3090", "sm_80", 71e12, 30e12, 0.85e12, 82, 0.91),
+        Gpu("L4", "sm_80", 90e12, 25e12, 0.27e12, 58, 0.91),
+        Gpu("L40", "sm_80", 165e12, 75e12, 0.78e12, 142, 0.91),
+        Gpu("L40S", "sm_80", 333e12, 80e12, 0.864e12, 142, 0.91),
+        Gpu("RTX 4090", "sm_80", 164e12, 70e12, 1.01e12, 128, 0.91),
+        Gpu("RTX 5090", "sm_80", 205e12, 90e12, 1.6e12, 170, 0.88),
+        Gpu("H100", "sm_90", 750e12, 55e12, 3.35e12, 132, 0.82, 0.5),
+        Gpu("GH200", "sm_90", 750e12, 55e12, 3.7e12, 132, 0.82, 0.5),
+        Gpu("H200", "sm_90", 745e12, 55e12, 4.8e12, 132, 0.82, 0.5),
+        Gpu("H20", "sm_90", 140e12, 38e12, 3.6e12, 78, 0.88, 0.8),
+        Gpu("B200", "sm_100", 1500e12, 65e12, 7.7e12, 148, 0.60, 0.25),
+        Gpu("MI300X", "gfx942", 600e12, 120e12, 4.3e12, 304, 0.77),
     )
 }
+# What the names of other devices with one of these chips are.
+_SAME_CHIPS = {"A800": "A100", "A10G": "A10", "H800": "H100", "GB200": "B200"}
 
 
 @lru_cache
 def gpu_of(device: torch.device) -> Gpu:
-    """The rates of the device: as tuned, or of the nearest part in the table. On the CPU, those of an A100."""
+    """The rates of the device: as tuned, or of the nearest part in the table. On the CPU, those of an A100.
+
+    A part of the table with other multiprocessors, as a PCIe card or a laptop has, multiplies in proportion to them.
+    """
     if device.type != "cuda":
         return GPUS["A100"]
     properties = torch.cuda.get_device_properties(device)
-    known = [gpu for gpu in GPUS.values() if re.search(rf"{gpu.name}(?!\d)", properties.name)]  # an A1000 is no A100
+    names = {name: name for name in GPUS} | _SAME_CHIPS
+    # As whole words: an A1000 is no A100, an L4 no L40S, and the H200 of "GH200" is another.
+    known = [GPUS[part] for name, part in names.items() if re.search(rf"\b{name}\b", properties.name)]
     if torch.version.hip:
         nearest = "MI300X"
     else:
@@ -55,5 +77,9 @@ def gpu_of(device: torch.device) -> Gpu:
             properties.major, "A100" if capability <= (8, 0) else "RTX 4090"
         )
     gpu = known[0] if known else GPUS[nearest]
-    rates = tuning_file.load(properties.name)["gpu"]
-    return gpu._replace(name=properties.name, multiprocessors=properties.multi_processor_count, **rates)
+    there = properties.multi_processor_count
+    share = there / gpu.multiprocessors if known else 1.0
+    gpu = gpu._replace(
+        name=properties.name, multiprocessors=there, matrix=gpu.matrix * share, simple=gpu.simple * share
+    )
+    return gpu._replace(**tuning_file.load(properties.name)["gpu"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cora_kernels import explain, tune, use_backend
-from cora_kernels.planning import choose, gpus, tile_sizes, tuning_file
+from cora_kernels.planning import choose, cost, gpus, tile_sizes, tuning_file
 from cora_kernels.planning.cost import Problem
 from cora_kernels.planning.gpus import GPUS
 from cora_kernels.planning.tile_sizes import gemm_configs
@@ -53,7 +53,7 @@ def test_one_pass_wins_where_the_written_rule_says(gpu, rank):
     """N·r / BN < matrix rate / bandwidth, tested a factor of two away from equality: waves and tiles come in wholes."""
     for N in (64 * 2**i for i in range(9)):
         problem = Problem(2**20, 1024, N, rank, 2**7, 2**13, BF16)
-        found = {plan.strategy: plan for plan in choose.plans(problem, gpu._replace(gemm=1.0))}
+        found = {plan.strategy: plan for plan in choose.plans(problem, gpu._replace(gemm=1.0, fill=0.0))}
         ratio = (N * rank / found["one_pass"].config.BN) / (gpu.matrix / gpu.bandwidth)
         if ratio < 0.5:
             assert found["one_pass"].seconds < found["two_kernels"].seconds, (N, ratio)
@@ -66,7 +66,65 @@ def test_the_vendor_gemm_wins_where_our_gemm_is_slow():
     gpu, problem = GPUS["H100"], Problem(2**16, 4096, 4096, 16, 8, 2**13, BF16)
     break_even = 1.3 * gpu.matrix / (4096 * gpu.bandwidth)
     for share, strategy in ((1 - 2 * break_even, "separate"), (1 - break_even / 2, "two_kernels")):
-        assert choose.plans(problem, gpu._replace(gemm=share))[0].strategy == strategy
+        assert choose.plans(problem, gpu._replace(gemm=share, fill=0.0, exposed=1.0))[0].strategy == strategy
+
+
+def test_what_the_vendor_gemm_reads_of_y_is_exposed_in_part():
+    """beta = 1 reads y in the epilogue: a chain is not free of it, however long its products take."""
+    gpu, problem = GPUS["H100"], Problem(8192, 4096, 4096, 16, 8, 1024, BF16, s_given=True)
+    y = 2 * 8192 * 4096
+    for exposed in (0.3, 1.0):
+        found = cost.separate(problem, gpu._replace(exposed=exposed))
+        assert found.launches[-1].seconds - cost.floor(problem, gpu).seconds == pytest.approx(
+            exposed * y / gpu.bandwidth
+        )
+
+
+def test_our_gemm_is_slower_on_shallow_products():
+    gpu = GPUS["H100"]._replace(gemm=0.9, fill=128.0)
+    for K in (256, 4096):
+        (ours,) = cost.two_kernels(
+            Problem(2**15, K, 8192, 16, 8, 2**12, BF16, s_given=True), gpu, gemm_configs("sm_90", BF16, False)[:1]
+        ).launches
+        (least,) = cost.two_kernels(
+            Problem(2**15, K, 8192, 16, 8, 2**12, BF16, s_given=True),
+            gpu._replace(gemm=1.0, fill=0.0),
+            gemm_configs("sm_90", BF16, False)[:1],
+        ).launches
+        share = (least.seconds - cost.LAUNCH_SECONDS) / (ours.seconds - cost.LAUNCH_SECONDS)
+        assert share == pytest.approx(0.9 / (1 + 128 / K))
+
+
+@pytest.mark.parametrize("rows", [8, 300, 4096])
+def test_planes_are_those_that_the_launcher_makes(rows):
+    """Of S, by the split that the launcher takes for so many rows."""
+    gpu, problem = GPUS["A100"], Problem(rows, 4096, 1024, 16, 1, rows, BF16, sample_a=False)
+    launches = cost.shrink(problem, gpu)
+    BM = tile_sizes.shrink_config("sm_80", BF16, rows).BM
+    planes = tile_sizes.split_of(-(-rows // BM), 4096 // 128, 108)
+    s = 4 * rows * 16
+    assert planes > 1 and [launch.kernel for launch in launches] == ["shrink", "sum of planes"]
+    assert launches[0].bytes == 2 * rows * 4096 + 2 * 4096 * 16 + planes * s and launches[1].bytes == (planes + 1) * s
+
+
+def test_few_launches_win_a_small_problem():
+    """Below the CPU's time for a launch or two the GPU waits: one pass, though it computes S in every tile again."""
+    gpu, small = GPUS["H100"], Problem(8 * 128, 576, 576, 16, 8, 128, BF16)
+    found = {plan.strategy: plan for plan in choose.plans(small, gpu)}
+    assert choose.plans(small, gpu)[0].strategy == "one_pass" and found["one_pass"].seconds == gpu.host
+    assert found["separate"].seconds == sum(launch.host for launch in found["separate"].launches)
+
+
+def test_a_kernel_is_compiled_once_for_every_batch():
+    """M, the number of segments and their length are not specialised: a packed batch is another every time."""
+    triton = pytest.importorskip("triton")
+    from cora_kernels.backends.triton import decode, expand, lowrank_gemm, outer, shrink, shrink_outer
+
+    for module in (decode, expand, lowrank_gemm, outer, shrink, shrink_outer):
+        (kernel,) = [f for name, f in vars(module).items() if name == f"{module.__name__.split('.')[-1]}_kernel"]
+        if isinstance(kernel, triton.JITFunction):
+            free = {p.name for p in kernel.params if p.do_not_specialize}
+            assert {"M", "n_segments", "length"} & {p.name for p in kernel.params} == free
 
 
 def test_tiles_of_one_sample_cost_what_they_leave_empty():
@@ -87,6 +145,7 @@ def test_tiles_of_one_sample_cost_what_they_leave_empty():
         (Properties("NVIDIA GeForce RTX 5090", 12), "sm_80"),
         (Properties("Tesla T4", 7, 5), "sm_80"),
         (Properties("Of Tomorrow", 17), "sm_80"),
+        (Properties("NVIDIA L4", 8, 9), "sm_80"),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
@@ -96,8 +155,28 @@ def test_an_unknown_gpu_uses_the_nearest_table(properties, arch, device):
     assert choose.plans(Problem(100, 64, 64, 4, 2, 50, BF16), gpu)
 
 
-def test_a_gpu_is_not_known_by_a_part_of_its_name(device):
-    assert gpus.gpu_of(device(Properties("NVIDIA RTX A1000", 8, 6))).bandwidth == GPUS["RTX 4090"].bandwidth
+@pytest.mark.parametrize(
+    ("name", "capability", "part"),
+    [
+        ("NVIDIA RTX A1000", (8, 6), "RTX 4090"),
+        ("NVIDIA GH200 480GB", (9, 0), "GH200"),
+        ("NVIDIA L4", (8, 9), "L4"),
+        ("NVIDIA L40", (8, 9), "L40"),
+        ("NVIDIA L40S", (8, 9), "L40S"),
+        ("NVIDIA A10G", (8, 6), "A10"),
+        ("NVIDIA H20", (9, 0), "H20"),
+        ("NVIDIA A800-SXM4-80GB", (8, 0), "A100"),
+        ("NVIDIA GB200", (10, 0), "B200"),
+    ],
+)
+def test_a_gpu_is_known_by_its_whole_name(name, capability, part, device):
+    gpu = gpus.gpu_of(device(Properties(name, *capability)))
+    assert (gpu.bandwidth, gpu.gemm, gpu.name) == (GPUS[part].bandwidth, GPUS[part].gemm, name)
+
+
+def test_a_part_with_fewer_multiprocessors_multiplies_less(device):
+    gpu = gpus.gpu_of(device(Properties("NVIDIA H100 PCIe", 9, multi_processor_count=114)))
+    assert gpu.matrix == pytest.approx(GPUS["H100"].matrix * 114 / 132) and gpu.multiprocessors == 114
 
 
 def test_what_was_tuned_is_chosen(device):
@@ -125,8 +204,9 @@ def test_what_was_tuned_is_chosen(device):
 
 
 def test_saving_adds_to_what_is_there(cache):
-    tuning_file.save("X", {"gemm": 0.5, "matrix": 1.0}, {"a": {"strategy": "separate"}})
-    tuning_file.save("X", {"gemm": 0.6}, {"b": {"strategy": "decode"}})
+    one = {"strategy": "separate", "config": None, "seconds": 1e-5}
+    tuning_file.save("X", {"gemm": 0.5, "matrix": 1.0}, {"a": one})
+    tuning_file.save("X", {"gemm": 0.6}, {"b": one | {"strategy": "decode"}})
     found = tuning_file.load("X")
     assert found["gpu"] == {"gemm": 0.6, "matrix": 1.0} and set(found["strategies"]) == {"a", "b"}
     assert [path.name for path in (cache / "cora_kernels").iterdir()] == ["X.json"]
@@ -142,6 +222,22 @@ def test_saving_adds_to_what_is_there(cache):
         json.dumps({"gpu": {}}),
         json.dumps({"format": 1}),
         json.dumps({"format": 2}),
+        json.dumps({"format": tuning_file.FORMAT}),
+        *(
+            json.dumps({"format": tuning_file.FORMAT, "versions": versions, "gpu": rates, "strategies": strategies})
+            for versions, rates, strategies in (
+                ({"triton": "3.1.0", "torch": torch.__version__}, {}, {}),
+                (tuning_file.versions(), {"gemm": -1.0}, {}),
+                (tuning_file.versions(), {"gemm": float("nan")}, {}),
+                (tuning_file.versions(), {"speed": 1.0}, {}),
+                (tuning_file.versions(), [], {}),
+                (tuning_file.versions(), {}, {"k": {"strategy": "fast", "config": None, "seconds": 1.0}}),
+                (tuning_file.versions(), {}, {"k": {"strategy": "separate", "config": None, "seconds": "1"}}),
+                (tuning_file.versions(), {}, {"k": {"strategy": "two_kernels", "config": None, "seconds": 1.0}}),
+                (tuning_file.versions(), {}, {"k": {"strategy": "two_kernels", "config": [128], "seconds": 1.0}}),
+                (tuning_file.versions(), {}, {"k": "separate"}),
+            )
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_reported_and_the_rule_holds(content, device):
@@ -154,6 +250,17 @@ def test_a_file_that_cannot_be_used_is_reported_and_the_rule_holds(content, devi
     assert gpu.gemm == GPUS["H100"].gemm
 
 
+def test_a_tuning_file_says_what_it_was_measured_with(cache):
+    """Another Triton compiles other kernels: what one was timed with is not taken for the other."""
+    path = tuning_file.save("X", {"gemm": 0.5}, {})
+    assert tuning_file.load("X")["gpu"] == {"gemm": 0.5}
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"versions": found["versions"] | {"triton": "3.1.0"}}))
+    tuning_file.load.cache_clear()
+    with pytest.warns(UserWarning, match=r"was measured with triton 3.1.0, torch .*, here is triton .*run python -m"):
+        assert tuning_file.load("X") == {"gpu": {}, "strategies": {}}
+
+
 def test_tuning_needs_a_gpu():
     if torch.cuda.is_available():
         pytest.skip("a GPU is there")
@@ -164,17 +271,40 @@ def test_tuning_needs_a_gpu():
 def test_explain_adds_up():
     found = explain([(8, 1024, 2048, 2048, 16), (16, 150, 576, 1536, 16)], "A100")
     assert [step.product for step in found.steps] == ["y", "dx", "dA", "dB"] * 2
-    y = found.steps[0]
-    assert y.strategy == "two_kernels" and y.kernels[0] == "shrink" and y.kernels[1].startswith("low-rank GEMM ")
+    y, dx, dA, dB = found.steps[:4]
     base = 2 * (8192 * 2048 + 2048 * 2048 + 8192 * 2048)
     s, a, b = 4 * 8192 * 16, 2 * 8 * 2048 * 16, 2 * 2048 * 16
-    assert y.bytes == (2 * 8192 * 2048 + a + s) + (base + s + b)
+    assert y.strategy == "separate" and y.kernels == ("shrink", "sum of planes", "expand", "vendor GEMM")
+    in_planes = 2 * 8192 * 2048 + a + 2 * s, 3 * s
+    assert y.bytes == sum(in_planes) + (b + s + 2 * 8192 * 2048) + (base + 2 * 8192 * 2048)
     assert y.floor < y.seconds < 1.5 * y.floor
-    dx, dA, dB = found.steps[1:4]
-    assert dA.bytes == 2 * 8192 * 2048 + s + a
-    assert dB.strategy == "shrink and outer" and dB.bytes == 2 * 8192 * 2048 + 2 * b + 2 * s + 2 * 2048 // 256 * s
-    assert dx.strategy == "two_kernels" and dx.bytes == base + s + a
+    assert dA.bytes == 2 * 8192 * 2048 + s + 2 * 2 * a + (2 * 2 * a + a)  # two fp32 planes written, then summed
+    assert dB.strategy == "shrink and outer" and dx.strategy == "separate"
     assert "8 x 1024, 2048 -> 2048, r 16" in str(found) and len(str(found).splitlines()) == 2 + 8
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_explain_says_why_the_others_lost(backend):
+    (y, _, _, dB), text = (found := explain((8, 1024, 1024, 1024, 16), "A100", backend=backend)).steps, str(found)
+    assert {y.strategy, *(name for name, _ in y.others)} == {"one_pass", "two_kernels", "separate", "decode"}
+    times = [why for _, why in y.others if isinstance(why, float)]
+    assert len(times) == 2 and y.seconds <= min(times)
+    assert "decode: samples of up to 8 rows, not packed" in text and "times predicted by the cost rule" in text
+    assert len(dB.others) == 1 and dB.others[0][0] in text
+    wide = explain((8, 1024, 1024, 1024, 64), "A100", backend=backend)
+    assert dict(wide.steps[0].others)["one_pass"] == "up to rank 32"
+    assert dict(wide.steps[3].others)["shrink and outer"] == (
+        "of Triton alone" if backend == "cuda" else "up to rank 32"
+    )
+
+
+def test_explain_knows_that_the_cuda_gemm_is_another():
+    """By its own share of the vendor's rate: on Hopper it has no wgmma."""
+    triton, cuda = (
+        {name: why for name, why in explain((8, 1024, 4096, 4096, 16), "H100", backend=name).steps[0].others}
+        for name in ("triton", "cuda")
+    )
+    assert cuda["two_kernels"] > 1.4 * triton["two_kernels"]
 
 
 def test_one_read_of_g_serves_both_where_that_is_faster():
@@ -186,7 +316,7 @@ def test_one_read_of_g_serves_both_where_that_is_faster():
 
 @pytest.mark.parametrize("device", ["cpu", "H1", "nonsense", None, ["A100"], 99])
 def test_explain_names_the_gpus_it_knows(device):
-    with pytest.raises(ValueError, match="device must be a GPU that is there or one of A100, L40S, .*, got "):
+    with pytest.raises(ValueError, match="device must be a GPU that is there or one of A100, A40, .*, got "):
         explain((1, 2, 3, 4, 5), device)
 
 
@@ -205,16 +335,16 @@ def test_explain_wants_a_dtype_that_kernels_have(dtype):
 
 
 def test_explain_of_the_cuda_kernels():
-    """By the rule of those kernels, with their tiles; dS and dB are apart."""
-    found = explain(
-        [(8, 1024, 1024, 1024, 16), (8, 1024, 2048, 2048, 16), (32, 4, 576, 576, 16)], "A100", backend="cuda"
-    )
+    """With their tiles; dS and dB are apart, and the vendor's GEMM serves where ours is slower: as in "chain"."""
+    shapes = [(8, 128, 576, 576, 16), (8, 1024, 14336, 4096, 16), (32, 4, 576, 576, 16)]
+    found = explain(shapes, "A100", backend="cuda")
     assert found.backend == "cuda" and "A100, backend cuda" in str(found)
-    assert [step.strategy for step in found.steps if step.product == "y"] == ["one_pass", "two_kernels", "decode"]
     assert [step.strategy for step in found.steps if step.product == "dB"] == ["outer"] * 3
-    assert found.steps[0].kernels == ("one pass 128x128x32",)
-    assert found.steps[4].kernels == ("shrink", "low-rank GEMM 128x128x32")
-    assert found.steps[8].kernels == ("decode", "vendor GEMM")
+    assert found.steps[0].kernels == ("one pass 16x128x64",)
+    assert found.steps[4].kernels == ("shrink", "expand", "vendor GEMM")
+    faster = GPUS["A100"]._replace(gemm_cuda=1.0, fill=0.0)
+    problem = Problem(8192, 14336, 4096, 16, 8, 1024, BF16)
+    assert choose.choose(problem, faster, "cuda").strategy == "two_kernels"
 
 
 def test_explain_takes_the_backend_that_serves():
