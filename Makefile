@@ -1,4 +1,5 @@
-# Every target sets up what it needs in .venv first, once. PYTHON chooses the interpreter of a new .venv (3.10 or later).
+# Every target sets up what it needs in .venv first, once. PYTHON chooses the interpreter of a new .venv (3.10 or later),
+# TORCH_INDEX where torch comes from, for a driver that is too old for torch's default CUDA wheel.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
@@ -7,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # Of the demo alone: fewer steps and rows, and shorter prompts. Work is counted, not minutes: how long it takes is said first.
 DEMO := --steps 120 --eval-every 40 --valid-rows 300 --test-rows 800 --cora max_history=5 --cora offset=true --cora shared_prefix=true
 
-.PHONY: demo test test-all fuzz bench lint format sanitize cuda-build clean
+.PHONY: demo test test-all fuzz bench gpu lint format sanitize cuda-build clean
 
 demo: $(READY)
 	$(BIN)/cora train --model smollm2-135m --data movielens-100k --out runs/demo $(DEMO)
@@ -28,6 +29,12 @@ bench: $(READY)
 	mkdir -p build
 	$(BIN)/python -m pytest bench -q --benchmark-json=build/bench.json --benchmark-disable-gc --benchmark-columns=median
 	$(BIN)/python -m bench.report build/bench.json
+
+# Everything that only a GPU can say, in ten minutes (FAST=1: three), into bench/results/gpu and onto the terminal.
+gpu:
+	$(PYTHON) bench/gpu/driver.py --must $(TORCH_INDEX)
+	$(MAKE) $(READY)
+	$(BIN)/python -m bench.gpu $(if $(FAST),--fast)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -60,8 +67,9 @@ clean:
 
 $(READY): pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or later is needed, PYTHON=... names one; found " + sys.version)'
+	$(PYTHON) bench/gpu/driver.py $(TORCH_INDEX)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) torch setuptools ninja
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools ninja
 	$(PIP) --no-build-isolation -e '.[dev]'
 	# A CUDA build of torch has brought the Triton made for it; a CPU build has none, and the tests compile kernels.
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) "triton==3.9.0; platform_system == 'Linux'"

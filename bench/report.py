@@ -1,4 +1,7 @@
-"""python -m bench.report RUN.json [--out FOLDER]: the Markdown table and the pictures of a run of `pytest bench/`."""
+"""python -m bench.report RUN.json [--out FOLDER]: the Markdown table and the pictures of a run of `pytest bench/`.
+
+python -m bench.report --gpu: the reports of `make gpu` in bench/results/gpu as the table of the README.
+"""
 
 import argparse
 import json
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.contestants import CONTESTANTS
+from bench.gpu.report import table as gpu_table
 from bench.machine import slug
 from bench.pictures import draw
 from bench.table import Row, attentions, linears, mean_ratio, models, not_first, verdicts
@@ -15,9 +19,16 @@ from bench.table import Row, attentions, linears, mean_ratio, models, not_first,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="what pytest bench/ --benchmark-json wrote")
+    parser.add_argument("run", type=Path, nargs="?", help="what pytest bench/ --benchmark-json wrote")
+    parser.add_argument("--gpu", action="store_true", help="put the reports of make gpu into the README instead")
+    parser.add_argument("--readme", type=Path, default=Path(__file__).parents[1] / "README.md")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
+    if options.gpu == (options.run is not None):
+        parser.error("expected either RUN.json or --gpu")
+    if options.gpu:
+        merge_gpus(options.out / "gpu", options.readme)
+        return
     run = json.loads(options.run.read_text(encoding="utf-8"))
     name = f"{slug(run['machine_info']['cora'])}-{run['datetime'][:10]}"
     options.out.mkdir(parents=True, exist_ok=True)
@@ -26,6 +37,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (options.out / f"{name}.md").write_text(markdown(run, pictures), encoding="utf-8")
     print(summary(run))
     print(f"\nwritten: {options.out / name}.json, .md and {len(pictures)} pictures")
+
+
+def merge_gpus(folder: Path, readme: Path) -> None:
+    """The table of the GPUs that were measured, in its place in the README.
+
+    Raises ValueError where the README has no such place, or a report is of another schema.
+    """
+    start, end = "<!-- GPUs, by python -m bench.report --gpu -->", "<!-- end of GPUs -->"
+    text = readme.read_text(encoding="utf-8")
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"{readme} must hold {start!r} and {end!r} once each")
+    before, _, rest = text.partition(start)
+    after = rest.partition(end)[2]
+    readme.write_text(f"{before}{start}\n{gpu_table(folder)}\n{end}{after}", encoding="utf-8")
+    print(f"written: {readme}")
 
 
 def markdown(run: dict[str, Any], pictures: dict[str, str]) -> str:
