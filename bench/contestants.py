@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench import peers
 from bench.cases import BenchCase
 from cora_kernels import backends
 from cora_kernels.backends.weight_packs import keep_packed
@@ -162,7 +163,7 @@ def _sample_loop(case: BenchCase, inputs: Inputs) -> Run:
 
 def _peft(case: BenchCase, inputs: Inputs) -> Run:
     if case.backward:
-        raise Unsupported("adapter_names raises in training")
+        raise Unsupported("a model of PEFT raises for adapter_names in training")
     if inputs.cu_seqlens is not None:
         raise Unsupported("adapter_names takes one name per row of a padded batch")
     try:
@@ -198,6 +199,27 @@ def _grouped_mm(case: BenchCase, inputs: Inputs) -> Run:
             a, b = a.to(x.dtype), b.to(x.dtype)
             s = F.grouped_mm(rows, a, offs=ends)
             delta = F.grouped_mm(s, b, offs=ends) if b.dim() == 3 else s @ b
+            ys.append(F.linear(x, w) + scaling * delta.view(*x.shape[:-1], -1))
+        return tuple(ys)
+
+    return run
+
+
+def _sorted_grouped_mm(case: BenchCase, inputs: Inputs) -> Run:
+    """As SkyRL's trainer lays it out: tokens of any adapter in any order, sorted by adapter in every call."""
+    if not hasattr(F, "grouped_mm"):
+        raise Unsupported("needs a torch with torch.nn.functional.grouped_mm")
+    scaling, columns, x = _scaling(inputs), _columns(inputs), inputs.x
+    lengths = _lengths(inputs)
+    adapters = torch.arange(len(lengths), device=x.device).repeat_interleave(lengths)
+
+    def run() -> tuple[Tensor, ...]:
+        order = adapters.argsort(stable=True)
+        back, ends = order.argsort(), adapters.bincount(minlength=len(lengths)).cumsum(0).int()
+        rows, ys = x.reshape(-1, x.shape[-1])[order], []
+        for w, a, b in columns:
+            each_b = b.to(x.dtype).expand(len(lengths), *b.shape[-2:]).contiguous()
+            delta = F.grouped_mm(F.grouped_mm(rows, a.to(x.dtype), offs=ends), each_b, offs=ends)[back]
             ys.append(F.linear(x, w) + scaling * delta.view(*x.shape[:-1], -1))
         return tuple(ys)
 
@@ -252,7 +274,11 @@ CONTESTANTS: tuple[Contestant, ...] = (
     Contestant("per-sample loop", "a Python loop over samples", _sample_loop),
     Contestant("PEFT", "adapter_names, one loaded adapter per sample", _peft),
     Contestant("grouped_mm", "torch.nn.functional.grouped_mm over samples", _grouped_mm),
+    Contestant("grouped_mm, sorted", "the same of tokens sorted by adapter, as SkyRL trains", _sorted_grouped_mm),
     Contestant("vmap", "torch.func.vmap of one sample", _padded(_vmap)),
+    Contestant("PEFT's mixed batch", "its layer's formula, which trains", _padded(peers.peft_mixed_batch)),
+    Contestant("LoRAFusion's formula", "S·B added to x·W, in torch", _padded(peers.lorafusion)),
+    Contestant("unsloth's formula", "addmm_ of each sample, in torch", _padded(peers.unsloth)),
     Contestant("unsloth", "fast_lora", _gpu_peer("unsloth", "fast_lora has one adapter for the whole batch")),
     Contestant("LoRAFusion", "fused", _gpu_peer("lorafusion", "at most 4 adapters, segments padded to 128 rows")),
     Contestant("vLLM", "lora_shrink, lora_expand", _gpu_peer("vllm", "reads slots of loaded adapters; no backward")),

@@ -48,7 +48,8 @@ def test_every_contestant_is_right_or_says_why_not(case: BenchCase) -> None:
         assert not outcome.wrong, f"{name}: {outcome.problem}"
         assert bool(outcome.seconds) != bool(outcome.problem)
         assert all(seconds > 0 for seconds in outcome.seconds)
-    for name in (*PARTS, "einsum", "baddbmm_", "per-token copies", "merged W_i", "per-sample loop"):
+    peers = "PEFT's mixed batch", "LoRAFusion's formula", "unsloth's formula", "grouped_mm, sorted"
+    for name in (*PARTS, "einsum", "baddbmm_", "per-token copies", "merged W_i", "per-sample loop", *peers):
         assert outcomes[name].seconds, f"{name}: {outcomes[name].problem}"
     assert bool(outcomes["PEFT"].seconds) == (case is FORWARD)
 
