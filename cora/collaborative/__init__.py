@@ -4,15 +4,41 @@ from cora.collaborative.bayes import train_bayes
 from cora.collaborative.embeddings import CollaborativeEmbeddings
 from cora.collaborative.fitting import FitResult
 from cora.collaborative.fold_in import FoldIn, items_without_own_rating
+from cora.collaborative.lightgcn import train_lightgcn
 from cora.collaborative.mf import train_mf
+from cora.collaborative.mf_published import train_mf_published
+from cora.collaborative.sasrec import train_sasrec
+from cora.collaborative.svd_logistic import train_svd_logistic
+from cora.collaborative.user_encoder import USER_ENCODERS, UserEncoder, user_encoder
 from cora.data.histories import pasts
 
 MFResult = FitResult  # the name that it had while matrix factorisation was the only model
 
 # name -> train(train, valid, dim, seed=...) -> its embeddings and its FitResult.
-COLLABORATIVE = {"mf": train_mf, "bayes": train_bayes}
+COLLABORATIVE = {
+    "mf": train_mf,
+    "bayes": train_bayes,
+    "mf-published": train_mf_published,
+    "lightgcn": train_lightgcn,
+    "sasrec": train_sasrec,
+    "svd-logistic": train_svd_logistic,
+}
 
 __all__ = [
-    "COLLABORATIVE", "CollaborativeEmbeddings", "FitResult", "FoldIn", "MFResult", "items_without_own_rating", "pasts",
-    "train_bayes", "train_mf",
-]  # fmt: skip
+    "COLLABORATIVE",
+    "USER_ENCODERS",
+    "CollaborativeEmbeddings",
+    "FitResult",
+    "FoldIn",
+    "MFResult",
+    "UserEncoder",
+    "items_without_own_rating",
+    "pasts",
+    "train_bayes",
+    "train_lightgcn",
+    "train_mf",
+    "train_mf_published",
+    "train_sasrec",
+    "train_svd_logistic",
+    "user_encoder",
+]

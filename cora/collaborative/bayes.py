@@ -57,7 +57,8 @@ def train_bayes(
             bar.update()
             if float((logits - before).abs().mean()) < _CLOSE:
                 break
-    embeddings = CollaborativeEmbeddings(rows.user_ids, rows.item_ids, *(table.float() for table in vectors))
+    e_u, e_i = (table.float() for table in vectors)
+    embeddings = CollaborativeEmbeddings(rows.user_ids, rows.item_ids, e_u, e_i, "fold-in")
     result = FitResult(embeddings, aucs, len(aucs) - 1)
     return embeddings, result
 

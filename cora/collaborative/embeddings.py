@@ -1,7 +1,7 @@
 """User and item vectors from any collaborative filtering model, with the ids they belong to."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from cora.tensors import described, read_tensors
 
 Ids = Tensor | Sequence[int] | Sequence[str]
 _TENSORS = ("user_ids", "item_ids", "users", "items")
+_ENCODER = "user_encoder"  # in a file a tensor with its name, and before the names of its weights
 
 
 class CollaborativeEmbeddings:
@@ -22,18 +23,30 @@ class CollaborativeEmbeddings:
     user_ids, item_ids: integers (int64 tensor or list) or str, unique; users: [U, d], items: [I, d], float, on the CPU.
     Row U of users (I of items) stands for the mean: `lookup_users` and `lookup_items` give it for unknown ids,
     `user_table` and `item_table` hold it.
+    user_encoder: the name in `USER_ENCODERS` of what makes a user's vector from their past, and encoder_tensors its
+    weights by name; None for vectors of which that is not known.
 
     Raises ValueError for duplicate or missing ids, shapes that do not fit, no rows, and values that are not finite;
     TypeError for ids that are neither all integers nor all str, and for matrices that are not float.
     """
 
-    def __init__(self, user_ids: Ids, item_ids: Ids, users: Tensor, items: Tensor) -> None:
+    def __init__(
+        self,
+        user_ids: Ids,
+        item_ids: Ids,
+        users: Tensor,
+        items: Tensor,
+        user_encoder: str | None = None,
+        encoder_tensors: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.users = _checked("users", users)
         self.items = _checked("items", items)
         if users.shape[1] != items.shape[1]:
             raise ValueError(f"users and items must have one width, got {users.shape[1]} and {items.shape[1]}")
         self._user_rows = _Rows("user", user_ids, len(users))
         self._item_rows = _Rows("item", item_ids, len(items))
+        self.user_encoder = user_encoder
+        self.encoder_tensors = {name: one.detach().cpu() for name, one in (encoder_tensors or {}).items()}
 
     @property
     def user_ids(self) -> list[Any]:
@@ -102,6 +115,13 @@ class CollaborativeEmbeddings:
         e_u, e_i = self.vectors(user_ids, item_ids, user_vectors, item_vectors)
         return (e_u * e_i).sum(1)
 
+    def of_items(self, rows: Tensor) -> "CollaborativeEmbeddings":
+        """The same with these rows of the items alone, int64 [n]."""
+        items = [self.item_ids[row] for row in rows.tolist()]
+        return CollaborativeEmbeddings(
+            self.user_ids, items, self.users, self.items[rows], self.user_encoder, self.encoder_tensors
+        )
+
     @property
     def swapped(self) -> "CollaborativeEmbeddings":
         """The same with users for items and items for users."""
@@ -109,13 +129,16 @@ class CollaborativeEmbeddings:
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file: users [U, d], items [I, d], user_ids and item_ids (int64 [n], or uint8 [n, bytes]
-        of UTF-8 text with zeros behind it). The file appears whole or not at all."""
-        tensors = {
+        of UTF-8 text with zeros behind it); in user_encoder, as such text, the encoder's name, its weights
+        as user_encoder.NAME. The file appears whole or not at all."""
+        tensors = {f"{_ENCODER}.{name}": one.contiguous() for name, one in self.encoder_tensors.items()} | {
             "user_ids": _pack(self.user_ids),
             "item_ids": _pack(self.item_ids),
             "users": self.users.contiguous(),
             "items": self.items.contiguous(),
         }
+        if self.user_encoder is not None:
+            tensors[_ENCODER] = _pack([self.user_encoder])
         path = Path(path)
         write_files(path.parent, {path.name: lambda file: save_file(tensors, file)})
 
@@ -131,10 +154,14 @@ class CollaborativeEmbeddings:
         found = described(path)
         if missing := [name for name in _TENSORS if name not in found]:
             raise ValueError(f"{path}: missing tensor {', '.join(missing)}; found {sorted(found)[:5]}")
-        tensors = read_tensors(path, _TENSORS)
+        weights = {name.removeprefix(f"{_ENCODER}."): name for name in found if name.startswith(f"{_ENCODER}.")}
+        named = [_ENCODER] if _ENCODER in found else []
+        tensors = read_tensors(path, [*_TENSORS, *named, *weights.values()])
         try:
             user_ids, item_ids = (_unpack(name, tensors[name]) for name in _TENSORS[:2])
-            return cls(user_ids, item_ids, tensors["users"], tensors["items"])
+            encoder = str(_unpack(_ENCODER, tensors[_ENCODER])[0]) if named else None
+            weights_of = {name: tensors[place] for name, place in weights.items()}
+            return cls(user_ids, item_ids, tensors["users"], tensors["items"], encoder, weights_of)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
 

@@ -1,8 +1,8 @@
 """The fit that collaborative models share: epochs of pointwise cross-entropy, stopped by the validation AUC."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,19 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from cora.collaborative.embeddings import CollaborativeEmbeddings, with_mean
+
+_State = TypeVar("_State")
+
+
+class Recipe(NamedTuple):
+    """How `epochs` trains: Adam's rate and L2 weight decay, rows in a batch, most epochs, and the epochs without a
+    better valid AUC after which it stops."""
+
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    max_epochs: int
+    patience: int
 
 
 class CollaborativeModel(Protocol):
@@ -45,46 +58,68 @@ class FitResult:
 
 def fit(
     name: str,
-    make: Callable[[int, int, torch.Generator], CollaborativeModel],
+    make: Callable[["TrainingRows", torch.Generator], CollaborativeModel],
     train: pd.DataFrame,
     valid: pd.DataFrame,
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    batch_size: int,
-    max_epochs: int,
-    patience: int,
+    recipe: Recipe,
     seed: int,
 ) -> FitResult:
     """minimise BCE(logit, label) by Adam over the rows of train; the epoch of the best AUC on valid is kept.
 
-    make: the model, from the numbers of users and items of train and the source of its random numbers. train, valid:
-    frames with user_id, item_id, label (0 or 1). Stops after `patience` epochs without a better valid AUC.
-    Deterministic given the seed; no global random state is touched. name: what the progress bar calls it.
+    make: the model, from the rows of train and the source of its random numbers. train, valid: frames with user_id,
+    item_id, label (0 or 1). Deterministic given the seed; no global random state is touched. name: what the progress
+    bar calls it.
 
     Raises ValueError, naming the frame, for a missing column, no rows or labels of one class only.
     """
     rows = TrainingRows.of(train, valid)
     generator = torch.Generator().manual_seed(seed)
-    model = make(len(rows.user_ids), len(rows.item_ids), generator)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    model = make(rows, generator)
 
+    def loss(batch: Tensor) -> Tensor:
+        logits = model(rows.user[batch], rows.item[batch])
+        return functional.binary_cross_entropy_with_logits(logits, rows.label[batch])
+
+    def batches() -> Sequence[Tensor]:
+        return torch.randperm(len(train), generator=generator).split(recipe.batch_size)
+
+    def valid_auc(vectors: tuple[Tensor, Tensor]) -> float:
+        return rows.valid_auc(*vectors)
+
+    vectors, aucs, best = epochs(name, model.parameters(), batches, loss, model.vectors, valid_auc, recipe)
+    return FitResult(CollaborativeEmbeddings(rows.user_ids, rows.item_ids, *vectors, "fold-in"), aucs, best)
+
+
+def epochs(
+    name: str,
+    parameters: Iterator[nn.Parameter],
+    batches: Callable[[], Sequence[Tensor]],
+    loss: Callable[[Tensor], Tensor],
+    state: Callable[[], _State],
+    valid_auc: Callable[[_State], float],
+    recipe: Recipe,
+) -> tuple[_State, list[float], int]:
+    """Adam over the batches of every epoch, until `patience` epochs have brought no better valid AUC.
+
+    batches: the rows of each step of an epoch; loss: of a batch; state: what is kept of the best epoch, a copy.
+    Returns the best state, the valid AUC of every epoch, and which of them was the best.
+    """
+    optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     aucs: list[float] = []
-    best_epoch, best = 0, model.vectors()
-    with tqdm(total=max_epochs, desc=name, unit="epoch", delay=2) as bar:
-        while len(aucs) < max_epochs and len(aucs) - best_epoch <= patience:
-            for chosen in torch.randperm(len(train), generator=generator).split(batch_size):
-                user, item, label = (column[chosen] for column in (rows.user, rows.item, rows.label))
+    best_epoch, best = 0, state()
+    with tqdm(total=recipe.max_epochs, desc=name, unit="epoch", delay=2) as bar:
+        while len(aucs) < recipe.max_epochs and len(aucs) - best_epoch <= recipe.patience:
+            for batch in batches():
                 optimizer.zero_grad()
-                functional.binary_cross_entropy_with_logits(model(user, item), label).backward()
+                loss(batch).backward()
                 optimizer.step()
-            vectors = model.vectors()
-            aucs.append(rows.valid_auc(*vectors))
+            now = state()
+            aucs.append(valid_auc(now))
             if len(aucs) == 1 or aucs[-1] > aucs[best_epoch]:
-                best_epoch, best = len(aucs) - 1, vectors
+                best_epoch, best = len(aucs) - 1, now
             bar.set_postfix(valid_auc=f"{aucs[best_epoch]:.4f}", refresh=False)
             bar.update()
-    return FitResult(CollaborativeEmbeddings(rows.user_ids, rows.item_ids, *best), aucs, best_epoch)
+    return best, aucs, best_epoch
 
 
 @dataclass(frozen=True)
@@ -114,8 +149,8 @@ class TrainingRows:
             torch.from_numpy(train["label"].to_numpy(np.float32)),
             user_ids.tolist(),
             item_ids.tolist(),
-            _rows(user_ids, valid["user_id"]),
-            _rows(item_ids, valid["item_id"]),
+            row_of(user_ids, valid["user_id"]),
+            row_of(item_ids, valid["item_id"]),
             valid["label"].to_numpy(),
         )
 
@@ -125,10 +160,22 @@ class TrainingRows:
         return float(roc_auc_score(self.valid_label, (e_u * e_i).sum(1)))
 
 
-def _rows(known: pd.Index | np.ndarray, ids: pd.Series) -> Tensor:
-    """The row of each id, the one after the last for those unknown."""
+def row_of(known: pd.Index | Sequence, ids: pd.Series | np.ndarray) -> Tensor:
+    """int64 [n]: the row of each id, the one after the last for those unknown."""
     rows = pd.Index(known).get_indexer(ids)
     return torch.from_numpy(np.where(rows < 0, len(known), rows))
+
+
+def check_dim(dim: int) -> None:
+    """Raises ValueError for vectors that have no room for a factor beside the two places of the biases."""
+    if dim < 3:
+        raise ValueError(f"dim: expected at least 3, one factor and two places for the biases, got {dim}")
+
+
+def with_biases(p: Tensor, b: Tensor, q: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """e_u = [p_u, b_u, 1] and e_i = [q_i, 1, c_i], whose inner product is <p_u, q_i> + b_u + c_i."""
+    b, c = b[:, None], c[:, None]
+    return torch.cat([p, b, torch.ones_like(b)], 1), torch.cat([q, torch.ones_like(c), c], 1)
 
 
 def _check(name: str, frame: pd.DataFrame) -> None:

@@ -48,8 +48,8 @@ class FoldIn:
         lengths = [len(one) for one in items]
         if lengths != [len(one) for one in labels]:
             raise ValueError("labels: expected one for each of the items of every user")
-        rows = self._rows(items).split(lengths)
-        liked = torch.from_numpy(_together(labels).astype(np.float64)).split(lengths)
+        rows = rows_of_items(self.embeddings, items).split(lengths)
+        liked = torch.from_numpy(together(labels).astype(np.float64)).split(lengths)
         order = sorted(range(len(rows)), key=lengths.__getitem__)
         found = self._mean.repeat(len(rows), 1)
         with tqdm(total=len(rows), desc="fold-in", unit="user", delay=2) as bar:
@@ -58,11 +58,6 @@ class FoldIn:
                 found[chunk] += self._modes([rows[one] for one in chunk], [liked[one] for one in chunk])
                 bar.update(len(chunk))
         return found.to(self.embeddings.users.dtype)
-
-    def _rows(self, items: Ragged | Sequence[Ids]) -> Tensor:
-        """The rows of all items, one user's behind the other's: each distinct item is looked up once."""
-        places, distinct = pd.factorize(_together(items))
-        return self.embeddings.lookup_items(distinct.tolist())[torch.from_numpy(places)]
 
     def _modes(self, rows: list[Tensor], labels: list[Tensor]) -> Tensor:
         """e_u - μ [b, d], found in the coordinates where the prior is N(0, 1)."""
@@ -107,7 +102,13 @@ def items_without_own_rating(embeddings: CollaborativeEmbeddings, rows: pd.DataF
     return table + torch.cat(found) - whole[torch.from_numpy(place)]
 
 
-def _together(lists: Ragged | Sequence[Any]) -> np.ndarray:
+def rows_of_items(embeddings: CollaborativeEmbeddings, items: Ragged | Sequence[Ids]) -> Tensor:
+    """The rows of all items, one user's behind the other's: each distinct item is looked up once."""
+    places, distinct = pd.factorize(together(items))
+    return embeddings.lookup_items(distinct.tolist())[torch.from_numpy(places)]
+
+
+def together(lists: Ragged | Sequence[Any]) -> np.ndarray:
     """All values in one array."""
     if isinstance(lists, Ragged):
         return lists.values

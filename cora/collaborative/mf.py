@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from cora.collaborative.embeddings import CollaborativeEmbeddings
-from cora.collaborative.fitting import FitResult, fit
+from cora.collaborative.fitting import FitResult, Recipe, TrainingRows, check_dim, fit, with_biases
 
 _INITIAL_STD = 0.01  # ML-100k: test AUC .724; with 0.1 it is .717
 
@@ -33,28 +33,18 @@ def train_mf(
 
     Raises ValueError, naming the frame, for a missing column, no rows or labels of one class only; for dim < 3.
     """
-    if dim < 3:
-        raise ValueError(f"dim: expected at least 3, one factor and two places for the biases, got {dim}")
-    result = fit(
-        "MF",
-        lambda users, items, generator: _Factors(users, items, dim - 2, generator),
-        train,
-        valid,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        batch_size=batch_size,
-        max_epochs=max_epochs,
-        patience=patience,
-        seed=seed,
-    )
+    check_dim(dim)
+    recipe = Recipe(learning_rate, weight_decay, batch_size, max_epochs, patience)
+    result = fit("MF", lambda rows, generator: _Factors(rows, dim - 2, generator), train, valid, recipe, seed)
     return result.embeddings, result
 
 
 class _Factors(nn.Module):
     """score(u, i) = <p_u, q_i> + b_u + c_i + a; the constant a matters in training alone and goes into b."""
 
-    def __init__(self, users: int, items: int, factors: int, generator: torch.Generator) -> None:
+    def __init__(self, rows: TrainingRows, factors: int, generator: torch.Generator) -> None:
         super().__init__()
+        users, items = len(rows.user_ids), len(rows.item_ids)
         self.p = nn.Parameter(_INITIAL_STD * torch.randn(users, factors, generator=generator))
         self.q = nn.Parameter(_INITIAL_STD * torch.randn(items, factors, generator=generator))
         self.b = nn.Parameter(torch.zeros(users))
@@ -67,5 +57,4 @@ class _Factors(nn.Module):
     @torch.no_grad()
     def vectors(self) -> tuple[Tensor, Tensor]:
         """e_u [users, factors + 2] and e_i [items, factors + 2] with score = <e_u, e_i>."""
-        b, c = (self.b + self.a)[:, None], self.c[:, None]
-        return torch.cat([self.p, b, torch.ones_like(b)], 1), torch.cat([self.q, torch.ones_like(c), c], 1)
+        return with_biases(self.p, self.b + self.a, self.q, self.c)

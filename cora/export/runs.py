@@ -42,7 +42,7 @@ def export(run: str | Path, users: Sequence[str], items: Sequence[str], out: str
     prepared, embeddings = prepare(config), folder.vectors()
     frame = prepared.data.frame
     # Where users are folded in the data knows them, else the table does.
-    known = set(frame["user_id"]) if config.folds_in else set(embeddings.user_ids)
+    known = set(frame["user_id"]) if config.encodes_users(embeddings) else set(embeddings.user_ids)
     chosen = _checked("user", users, frame["user_id"], known)
     about = _checked("item", items, frame["item_id"], set(embeddings.item_ids))
     pairs = list(product(chosen, about or [_mean_item(embeddings)]))

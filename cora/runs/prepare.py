@@ -7,7 +7,7 @@ import pandas as pd
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from cora.collaborative import CollaborativeEmbeddings, FoldIn, items_without_own_rating
+from cora.collaborative import CollaborativeEmbeddings, items_without_own_rating, user_encoder
 from cora.data import Interactions, Splits, load_interactions, pasts, split, with_cold_items, with_histories
 from cora.llm.loading import load_tokenizer
 from cora.methods.config import MethodConfig
@@ -64,7 +64,7 @@ class Prepared:
         part: what the rows are called where how many of them have unknown ids is said, in one line.
         """
         past = None
-        if self.config.folds_in:
+        if self.config.encodes_users(embeddings):
             known = self.splits.of_users(rows["user_id"])
             # Cold items have no vectors, and their mean would count as if the user had rated that.
             known = known[~known["cold_item"]] if "cold_item" in known else known
@@ -72,11 +72,13 @@ class Prepared:
         if part is not None:
             others = [] if past is None else pd.unique(past[0].values).tolist()
             embeddings.report_unknown(part, rows["user_id"].tolist(), rows["item_id"].tolist(), others)
-        return None if past is None else FoldIn(embeddings).vectors(*past)
+        return None if past is None else user_encoder(embeddings).vectors(*past)
 
     def item_vectors(self, embeddings: CollaborativeEmbeddings, rows: pd.DataFrame) -> Tensor | None:
         """e_i [rows, d] of training rows, each without what its own row says of it; None for the table's."""
-        return items_without_own_rating(embeddings, rows, self.splits.train) if self.config.folds_in else None
+        if not self.config.encodes_users(embeddings):
+            return None
+        return items_without_own_rating(embeddings, rows, self.splits.train)
 
     def prompts(
         self, rows: pd.DataFrame, user_vectors: Tensor | None, item_vectors: Tensor | None = None

@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from cora.checks import check_choice, check_int, check_share, is_number
-from cora.collaborative import COLLABORATIVE
+from cora.collaborative import COLLABORATIVE, CollaborativeEmbeddings
 from cora.data import NAMED_DATA, RECIPES
 from cora.methods import METHODS, load_method
 from cora.methods.config import MethodConfig
@@ -45,7 +45,8 @@ class RunConfig:
     embeddings: str | None = _option(None, "safetensors file of collaborative embeddings; none: they are trained")
     users: str | None = _option(None, "vectors of users: fold-in, from what they rated before the row in question, for "
                                       "vectors whose inner product is the logit of a like; or table, their row of the "
-                                      "embeddings (default: fold-in, but table with --embeddings)")  # fmt: skip
+                                      "embeddings (default: fold-in, but table with --embeddings that do not come from "
+                                      "cora fit)")  # fmt: skip
     collaborative: str = _option("bayes", f"model that makes the vectors: {', '.join(COLLABORATIVE)}")
     dim: int = _option(16, "width of the vectors")
     dtype: str = _option("auto", "of the language model: float32, bfloat16, float16, or auto, which is bfloat16 where "
@@ -104,10 +105,11 @@ class RunConfig:
             return 0.2 if self.split == "cold-items" else 0.0
         return self.cold_share
 
-    @property
-    def folds_in(self) -> bool:
+    def encodes_users(self, embeddings: CollaborativeEmbeddings) -> bool:
         """Whether users have the vectors of their past rather than their rows of the table."""
-        return (self.users or ("fold-in" if self.embeddings is None else "table")) == "fold-in"
+        if self.users is None:
+            return self.embeddings is None or embeddings.user_encoder is not None
+        return self.users == "fold-in"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunConfig":

@@ -98,8 +98,7 @@ def _of_trained_items(embeddings: CollaborativeEmbeddings, splits: Splits) -> Co
     rows = np.flatnonzero(known)
     if not len(rows):
         raise ValueError("embeddings: none of the items in train has a vector in the file")
-    items = [embeddings.item_ids[row] for row in rows]
-    return CollaborativeEmbeddings(embeddings.user_ids, items, embeddings.users, embeddings.items[rows])
+    return embeddings.of_items(torch.from_numpy(rows))
 
 
 def _rows(prepared: Prepared) -> tuple[str, dict[str, pd.DataFrame]]:

@@ -1,0 +1,126 @@
+"""The self-attentive encoder of a user's past, in training and for the vectors of a saved file."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from cora.collaborative.embeddings import CollaborativeEmbeddings, Ids
+from cora.collaborative.fold_in import rows_of_items, together
+from cora.data.histories import Ragged
+from cora.tensors import Described, misfit
+
+_INITIAL_STD = 0.02
+_CHUNK = 512  # users encoded at once
+
+
+class Pasts(NamedTuple):
+    """Pasts of n users, oldest first, one behind the other: items, their rows, and labels, int64 [all]; that of user i
+    is at offsets[i] to offsets[i + 1], int64 [n + 1]."""
+
+    items: Tensor
+    labels: Tensor
+    offsets: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [n]."""
+        return self.offsets.diff()
+
+    def newest(self, users: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Items and labels [b, t] of these users' newest `most` rows, padded on the left, and which of them are there,
+        bool [b, t]; t is the longest of the pasts."""
+        stops = self.offsets[users + 1]
+        lengths = (stops - self.offsets[users]).clamp(max=most)
+        back = torch.arange(int(lengths.max()) if len(users) else 0, 0, -1)
+        there = back <= lengths[:, None]
+        # What is not there is any element at hand; where all pasts are empty t is 0, and nothing is read.
+        places = torch.where(there, stops[:, None] - back, 0)
+        return self.items[places], self.labels[places], there
+
+
+class PastEncoder(nn.Module):
+    """[p, b] = Linear(norm(last position of the blocks over [v_1 … v_t, query])),  v_k = q_k + label_k + position_k.
+
+    q_k [width] is the vector of the k-th item of the past, the same that the score reads; label_k stands for liked or
+    disliked, position_k for its place counted from the newest. query is learned: a user without a past has a vector
+    too. Attention looks everywhere: all that it sees is past. The blocks are pre-norm, with one head.
+    """
+
+    def __init__(self, width: int, max_length: int, blocks: int, dropout: float) -> None:
+        super().__init__()
+        self.label = nn.Parameter(_INITIAL_STD * torch.randn(2, width))
+        self.position = nn.Parameter(_INITIAL_STD * torch.randn(max_length, width))
+        self.query = nn.Parameter(_INITIAL_STD * torch.randn(width))
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, 1, 2 * width, dropout, functional.gelu, batch_first=True, norm_first=True)
+            for _ in range(blocks)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, width + 1)
+        nn.init.normal_(self.head.weight, std=_INITIAL_STD)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, items: Tensor, labels: Tensor, there: Tensor) -> Tensor:
+        """[p, b] [b, width + 1] of items [b, t, width], labels [b, t], there [b, t]."""
+        read = items + self.label[labels] + self.position[: items.shape[1]].flip(0)
+        read = torch.cat([self.dropout(read), self.query.expand(len(read), 1, -1)], 1)
+        absent = functional.pad(~there, (0, 1))
+        for block in self.blocks:
+            read = block(read, src_key_padding_mask=absent)
+        found: Tensor = self.head(self.norm(read[:, -1]))
+        return found
+
+    @torch.no_grad()
+    def users(self, item_table: Tensor, pasts: Pasts) -> Tensor:
+        """e_u = [p, b, 1] [n, width + 2] of n pasts whose items are rows of item_table [I, width]."""
+        self.eval()
+        found = item_table.new_ones(len(pasts.lengths), item_table.shape[1] + 2)
+        order = pasts.lengths.argsort(stable=True)
+        with tqdm(total=len(order), desc="encoding", unit="user", delay=2) as bar:
+            for users in order.split(_CHUNK):
+                items, labels, there = pasts.newest(users, len(self.position))
+                found[users, :-1] = self(item_table[items], labels, there)
+                bar.update(len(users))
+        return found
+
+
+class SequenceEncoder:
+    """e_u by the `PastEncoder` that the embeddings carry, of items whose vectors are [q_i, 1, c_i].
+
+    Raises ValueError for tensors that are not those of such an encoder.
+    """
+
+    def __init__(self, embeddings: CollaborativeEmbeddings) -> None:
+        tensors, width = embeddings.encoder_tensors, embeddings.items.shape[1] - 2
+        position = tensors.get("position")
+        if width < 1 or position is None or position.dim() != 2:
+            raise ValueError("user_encoder: the embeddings do not hold the weights of sasrec's encoder")
+        blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
+        self._encoder = PastEncoder(width, len(position), len(blocks), dropout=0.0)
+        shapes = {name: Described(str(one.dtype), tuple(one.shape)) for name, one in tensors.items()}
+        if problem := misfit(shapes, self._encoder.state_dict()):
+            raise ValueError(f"user_encoder: the weights do not fit sasrec's encoder: {problem}")
+        self._encoder.load_state_dict(tensors)
+        self._encoder.requires_grad_(False)
+        self._embeddings = embeddings
+
+    def vectors(self, items: Ragged | Sequence[Ids], labels: Ragged | Sequence[Sequence[int]]) -> Tensor:
+        """[n, d] in the tables' dtype: the vectors of n users who rated `items`[n][…] with `labels`[n][…], 1 or 0,
+        oldest first; the newest as many as the encoder reads count.
+
+        Items that the embeddings do not have count as their mean. Raises ValueError for lists of different lengths.
+        """
+        lengths = [len(one) for one in items]
+        if lengths != [len(one) for one in labels]:
+            raise ValueError("labels: expected one for each of the items of every user")
+        offsets = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
+        flat = torch.from_numpy(together(labels).astype(np.int64))
+        pasts = Pasts(rows_of_items(self._embeddings, items), flat, offsets)
+        table = self._embeddings.item_table[:, :-2].float()
+        return self._encoder.users(table, pasts).to(self._embeddings.users.dtype)
