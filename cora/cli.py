@@ -1,4 +1,4 @@
-"""The command `cora`: train, compare, evaluate, score, recommend, explain, export, info."""
+"""The command `cora`: fit, train, compare, evaluate, score, recommend, explain, export, info."""
 
 import argparse
 import inspect
@@ -24,6 +24,13 @@ from cora.runs.metrics import as_table, joined, summary
 from cora.runs.settings import RunConfig, load_settings
 
 
+# The settings that decide what `cora fit` makes.
+_OF_VECTORS = (
+    "data", "positive_rating", "split", "valid_from", "test_from", "leave_last", "cold_share", "collaborative", "dim",
+    "seed",
+)  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, or 2 after one line on stderr for what the user can put right."""
     options = _parser().parse_args(arguments)
@@ -46,6 +53,15 @@ def _train(options: argparse.Namespace) -> None:
 
     result = train(RunConfig.from_dict(_given(options)), options.out)
     print(f"\n{as_table(result)}\n\npicture  {RunFolder(options.out).picture}\nmodel    {RunFolder(options.out).model}")
+
+
+def _fit(options: argparse.Namespace) -> None:
+    from cora.runs.vectors import fit_vectors
+
+    given = {name: getattr(options, name) for name in _OF_VECTORS if getattr(options, name) is not None}
+    # The settings of a run name a language model; none is read here.
+    result = fit_vectors(RunConfig.from_dict({**given, "model": "none"}), options.out)
+    print(f"\n{as_table(result)}\n\nvectors  {options.out}")
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -143,6 +159,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(train, "folder of the run")
     train.set_defaults(command=_train)
 
+    fit = commands.add_parser(
+        "fit",
+        help="train collaborative vectors alone and write them to a file",
+        description="Trains a collaborative model, writes its vectors of users and items, and what makes a user's "
+        "vector from their past, to a file that `cora train --embeddings` takes, and prints how well they rank the "
+        "validation rows: rows of the users' table, and vectors of the users' past.",
+    )
+    fit.add_argument("--out", required=True, metavar="FILE", help="safetensors file that is written")
+    _add_fields(fit, _OF_VECTORS)
+    fit.set_defaults(command=_fit)
+
     compare = commands.add_parser(
         "compare",
         help="train several methods for several seeds, one table of all",
@@ -234,16 +261,7 @@ def _add_settings(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument(
         "--config", metavar="FILE", help="YAML or JSON file with these settings; options given here override it"
     )
-    types = get_type_hints(RunConfig)
-    for name, one in _settings().items():
-        kind = next(kind for kind in (int, float, str) if kind in (types[name], *getattr(types[name], "__args__", ())))
-        default = "" if one.default in ("", None) else f" (default: {one.default})"
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=kind,
-            metavar="N" if kind is not str else "NAME",
-            help=one.metadata["help"].replace("%", "%%") + default,
-        )
+    _add_fields(parser, list(_settings()))
     for name, what in (("cora", "the method's configuration (below)"), ("trainer", "transformers' TrainingArguments")):
         parser.add_argument(
             f"--{name}",
@@ -252,6 +270,21 @@ def _add_settings(parser: argparse.ArgumentParser, out: str) -> None:
             default=[],
             metavar="NAME=VALUE",
             help=f"a field of {what}; repeatable",
+        )
+
+
+def _add_fields(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """An option for each of these fields of RunConfig."""
+    types = get_type_hints(RunConfig)
+    for name in names:
+        one = _settings()[name]
+        kind = next(kind for kind in (int, float, str) if kind in (types[name], *getattr(types[name], "__args__", ())))
+        default = "" if one.default in ("", None) else f" (default: {one.default})"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            metavar="N" if kind is not str else "NAME",
+            help=one.metadata["help"].replace("%", "%%") + default,
         )
 
 

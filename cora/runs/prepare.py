@@ -20,13 +20,11 @@ _MOST_PAST = 4096
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """The interactions of a run, its tokenizer, and its method's configuration with the ids of the answers."""
+class PreparedData:
+    """The interactions of a run, split, and the collaborative vectors of their rows."""
 
     config: RunConfig
     data: Interactions
-    tokenizer: PreTrainedTokenizerBase
-    method_config: MethodConfig
 
     @cached_property
     def splits(self) -> Splits:
@@ -45,16 +43,6 @@ class Prepared:
             for name, frame in parts.parts().items()
         }
         return Splits(warm["train"], warm["valid"], warm.get("test"))
-
-    def drawn(self, part: str, rows: int) -> pd.DataFrame:
-        """So many rows of a part, drawn at random by the seed, 0 for all; with histories, which the others go without.
-
-        Raises ValueError for a part that the data does not have.
-        """
-        parts = self.splits.parts()
-        if part not in parts:
-            raise ValueError(f"part: {self.data.name} has {', '.join(parts)}, got {part!r}")
-        return with_histories(self.config.sampled(parts[part], rows), self.splits, self.method_config.max_history)
 
     def user_vectors(
         self, embeddings: CollaborativeEmbeddings, rows: pd.DataFrame, part: str | None = None
@@ -79,6 +67,24 @@ class Prepared:
         if not self.config.encodes_users(embeddings):
             return None
         return items_without_own_rating(embeddings, rows, self.splits.train)
+
+
+@dataclass(frozen=True)
+class Prepared(PreparedData):
+    """The same with the run's tokenizer, and its method's configuration with the ids of the answers."""
+
+    tokenizer: PreTrainedTokenizerBase
+    method_config: MethodConfig
+
+    def drawn(self, part: str, rows: int) -> pd.DataFrame:
+        """So many rows of a part, drawn at random by the seed, 0 for all; with histories, which the others go without.
+
+        Raises ValueError for a part that the data does not have.
+        """
+        parts = self.splits.parts()
+        if part not in parts:
+            raise ValueError(f"part: {self.data.name} has {', '.join(parts)}, got {part!r}")
+        return with_histories(self.config.sampled(parts[part], rows), self.splits, self.method_config.max_history)
 
     def prompts(
         self, rows: pd.DataFrame, user_vectors: Tensor | None, item_vectors: Tensor | None = None

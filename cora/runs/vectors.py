@@ -1,0 +1,30 @@
+"""Vectors by themselves: a collaborative model trained, judged and written to a file."""
+
+from pathlib import Path
+from typing import Any
+
+from cora.collaborative import COLLABORATIVE
+from cora.data import load_interactions
+from cora.runs.metrics import summary
+from cora.runs.prepare import PreparedData
+from cora.runs.score import collaborative_scores, unscored
+from cora.runs.settings import RunConfig
+
+
+def fit_vectors(config: RunConfig, out: str | Path) -> dict[str, Any]:
+    """Trains the collaborative model of the settings and writes its embeddings, with the name and the weights of its
+    user encoder, to the safetensors file `out`; returns the metrics, as in metrics.json, of all validation rows.
+
+    "collaborative" of them are users' rows of the table, "fold_in" the vectors of their past. The test rows are not
+    read. Raises what reading the data and the model raises; ValueError for an `out` of another kind.
+    """
+    out = Path(out)
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise ValueError(f"out: expected a file NAME.safetensors, got {str(out)!r}")
+    prepared = PreparedData(config, load_interactions(config.data, config.positive_rating))
+    splits = prepared.splits
+    embeddings, result = COLLABORATIVE[config.collaborative](splits.train, splits.valid, config.dim, seed=config.seed)
+    print(f"{config.collaborative}: {result.best_epoch + 1} epochs of {len(result.valid_aucs)} kept")
+    vectors = prepared.user_vectors(embeddings, splits.valid, "valid")
+    embeddings.save(out)
+    return {"part": "valid"} | summary(collaborative_scores(embeddings, unscored(splits.valid), vectors))
