@@ -23,7 +23,6 @@ from cora.runs.folder import RunFolder
 from cora.runs.metrics import as_table, joined, summary
 from cora.runs.settings import RunConfig, load_settings
 
-
 # The settings that decide what `cora fit` makes.
 _OF_VECTORS = (
     "data", "positive_rating", "split", "valid_from", "test_from", "leave_last", "cold_share", "collaborative", "dim",
