@@ -63,8 +63,9 @@ class PreparedData:
         return None if past is None else user_encoder(embeddings).vectors(*past)
 
     def item_vectors(self, embeddings: CollaborativeEmbeddings, rows: pd.DataFrame) -> Tensor | None:
-        """e_i [rows, d] of training rows, each without what its own row says of it; None for the table's."""
-        if not self.config.encodes_users(embeddings):
+        """e_i [rows, d] of training rows, each without what its own row says of it; None for the table's, where users
+        are not folded in."""
+        if not self.config.encodes_users(embeddings) or embeddings.user_encoder not in (None, "fold-in"):
             return None
         return items_without_own_rating(embeddings, rows, self.splits.train)
 

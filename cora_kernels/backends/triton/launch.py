@@ -52,7 +52,7 @@ def in_units(**numbers: int) -> dict[str, int]:
     Triton knows of an argument only whether 16 divides it, and moves 16 bytes at a time only where it knows that 8 do:
     at a rank of 8, 24 or 40 it would read A, B and S in elements of two bytes.
     """
-    passed = {}
+    passed: dict[str, int] = {}
     for name, number in numbers.items():
         known = (
             number % 16 == 0 or number >= 2**31
