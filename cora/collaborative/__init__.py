@@ -3,10 +3,11 @@
 from cora.collaborative.bayes import train_bayes
 from cora.collaborative.embeddings import CollaborativeEmbeddings
 from cora.collaborative.fitting import FitResult
-from cora.collaborative.fold_in import FoldIn, items_without_own_rating
+from cora.collaborative.fold_in import FoldIn
 from cora.collaborative.lightgcn import train_lightgcn
 from cora.collaborative.mf import train_mf
 from cora.collaborative.mf_published import train_mf_published
+from cora.collaborative.own_rating import items_without_own_rating
 from cora.collaborative.sasrec import train_sasrec
 from cora.collaborative.svd_logistic import train_svd_logistic
 from cora.collaborative.user_encoder import USER_ENCODERS, UserEncoder, user_encoder

@@ -122,11 +122,6 @@ class CollaborativeEmbeddings:
             self.user_ids, items, self.users, self.items[rows], self.user_encoder, self.encoder_tensors
         )
 
-    @property
-    def swapped(self) -> "CollaborativeEmbeddings":
-        """The same with users for items and items for users."""
-        return CollaborativeEmbeddings(self.item_ids, self.user_ids, self.items, self.users)
-
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file: users [U, d], items [I, d], user_ids and item_ids (int64 [n], or uint8 [n, bytes]
         of UTF-8 text with zeros behind it); in user_encoder, as such text, the encoder's name, its weights

@@ -10,12 +10,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cora.collaborative.embeddings import CollaborativeEmbeddings, Ids
-from cora.data.histories import Ragged, raters
+from cora.data.histories import Ragged
 
 _MOST_STEPS = 200  # vectors of matrix factorisation take 10
 _CLOSE = 1e-6  # of a standard deviation of the prior
 _CHUNK = 128
-_ROWS_AT_ONCE = 8192
 
 
 class FoldIn:
@@ -76,30 +75,6 @@ class FoldIn:
             if bool(((mode - before).abs() < _CLOSE).all()):
                 break
         return mode @ self._root.T
-
-
-def items_without_own_rating(embeddings: CollaborativeEmbeddings, rows: pd.DataFrame, train: pd.DataFrame) -> Tensor:
-    """e_i [rows, d] of each row's item as it would be without what the row's user said of it, in the tables' dtype.
-
-    e_i + (m - m'), with m the posterior mode that `FoldIn` gives of the item's ratings in `train` by others, users and
-    items having changed places, and m' that of all its ratings. A vector has seen the label of every row that it was
-    trained on: what is trained on top of it learns to trust it too much. On ML-1M, <e_u, e_i> has an AUC of .828 on the
-    training rows and of .769 on later ones; with these e_i it has .778 on the training rows.
-
-    rows: user_id, item_id; train: what the embeddings were trained on, those and label and timestamp. Its rows of
-    users or items that the embeddings do not have are left out: they have seen none of them.
-    """
-    seen = train["user_id"].isin(embeddings.user_ids) & train["item_id"].isin(embeddings.item_ids)
-    train = train[seen.to_numpy()]
-    fold, found = FoldIn(embeddings.swapped), []
-    everyone = rows.drop_duplicates("item_id").assign(user_id=None)
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        some = rows.iloc[start : start + _ROWS_AT_ONCE]
-        found.append(fold.vectors(*raters(some, train)))
-    whole = fold.vectors(*raters(everyone, train))
-    place = pd.Index(everyone["item_id"]).get_indexer(rows["item_id"])
-    table = embeddings.item_table[embeddings.lookup_items(rows["item_id"].tolist())]
-    return table + torch.cat(found) - whole[torch.from_numpy(place)]
 
 
 def rows_of_items(embeddings: CollaborativeEmbeddings, items: Ragged | Sequence[Ids]) -> Tensor:

@@ -47,7 +47,7 @@ class RunConfig:
                                       "vectors whose inner product is the logit of a like; or table, their row of the "
                                       "embeddings (default: fold-in, but table with --embeddings that do not come from "
                                       "cora fit)")  # fmt: skip
-    collaborative: str = _option("bayes", f"model that makes the vectors: {', '.join(COLLABORATIVE)}")
+    collaborative: str = _option("svd-logistic", f"model that makes the vectors: {', '.join(COLLABORATIVE)}")
     dim: int = _option(16, "width of the vectors")
     dtype: str = _option("auto", "of the language model: float32, bfloat16, float16, or auto, which is bfloat16 where "
                                  "the device computes it fast")  # fmt: skip

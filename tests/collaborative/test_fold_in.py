@@ -8,8 +8,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from cora.collaborative import CollaborativeEmbeddings, FoldIn, items_without_own_rating, pasts
-from cora.data.histories import raters
+from cora.collaborative import CollaborativeEmbeddings, FoldIn, pasts
 
 
 def embeddings(size: float = 1.0) -> CollaborativeEmbeddings:
@@ -74,35 +73,3 @@ def test_pasts_know_the_past_alone(user: int, item: int, time: int, expected: An
     ).sample(frac=1, random_state=1).sort_values("timestamp", kind="stable")  # fmt: skip
     items, labels = pasts(pd.DataFrame({"user_id": [user], "item_id": [item], "timestamp": [time]}), known)
     assert sorted(zip(items[0], labels[0], strict=True)) == sorted(zip(*expected, strict=True))
-
-
-def test_an_item_without_own_rating_is_as_others_rated_it() -> None:
-    random = np.random.default_rng(0)
-    train = pd.DataFrame(
-        {"user_id": random.integers(0, 12, 90), "item_id": random.integers(0, 6, 90),
-         "label": random.integers(0, 2, 90), "timestamp": np.arange(90)}
-    ).drop_duplicates(["user_id", "item_id"])  # fmt: skip
-    torch.manual_seed(0)
-    vectors = CollaborativeEmbeddings(list(range(12)), list(range(6)), torch.randn(12, 3), torch.randn(6, 3))
-    rows = train.sample(20, random_state=1)
-    found = items_without_own_rating(vectors, rows, train)
-    fold = FoldIn(vectors.swapped)
-    for at, (user, item) in enumerate(zip(rows["user_id"], rows["item_id"], strict=True)):
-        of_item = train[train["item_id"] == item]
-        others = of_item[of_item["user_id"] != user]
-        both = fold.vectors(*([frame[name].tolist() for frame in (others, of_item)] for name in ("user_id", "label")))
-        torch.testing.assert_close(found[at], vectors.items[item] + both[0] - both[1], atol=1e-5, rtol=1e-5)
-    # What the row itself says changes nothing but the vector that it is taken from, whose change is taken along.
-    flipped = train.assign(label=train["label"].where(train.index != rows.index[0], 1 - train["label"]))
-    again = items_without_own_rating(vectors, rows, flipped)
-    assert not torch.allclose(again[0], found[0], atol=1e-3)
-    same_item = (rows["item_id"] == rows["item_id"].iloc[0]).to_numpy()
-    torch.testing.assert_close(again[~same_item], found[~same_item], atol=1e-5, rtol=1e-5)
-
-
-def test_raters_are_all_others_at_any_time() -> None:
-    known = pd.DataFrame(
-        {"user_id": [1, 2, 3, 1], "item_id": [7, 7, 7, 8], "label": [1, 0, 1, 1], "timestamp": [5, 1, 9, 2]}
-    )  # fmt: skip
-    users, labels = raters(pd.DataFrame({"user_id": [1, 9], "item_id": [7, 7]}), known)
-    assert users.tolist() == [[2, 3], [2, 1, 3]] and labels.tolist() == [[0, 1], [0, 1, 1]]
