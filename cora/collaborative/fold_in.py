@@ -1,5 +1,6 @@
 """Vectors of users as of a moment, from what they rated before it: nobody unknown, no vector that has seen its row."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,14 +50,17 @@ class FoldIn:
             raise ValueError("labels: expected one for each of the items of every user")
         rows = rows_of_items(self.embeddings, items).split(lengths)
         liked = torch.from_numpy(together(labels).astype(np.float64)).split(lengths)
-        order = sorted(range(len(rows)), key=lengths.__getitem__)
+        # Users of one past, such as one user asked of many items, have one vector: it is found once.
+        firsts: dict[bytes, int] = {}
+        same = [firsts.setdefault(_digest(*past), row) for row, past in enumerate(zip(rows, liked, strict=True))]
+        order = sorted(firsts.values(), key=lengths.__getitem__)
         found = self._mean.repeat(len(rows), 1)
-        with tqdm(total=len(rows), desc="fold-in", unit="user", delay=2) as bar:
+        with tqdm(total=len(order), desc="fold-in", unit="user", delay=2) as bar:
             for start in range(0, len(order), _CHUNK):
                 chunk = order[start : start + _CHUNK]
                 found[chunk] += self._modes([rows[one] for one in chunk], [liked[one] for one in chunk])
                 bar.update(len(chunk))
-        return found.to(self.embeddings.users.dtype)
+        return found[same].to(self.embeddings.users.dtype)
 
     def _modes(self, rows: list[Tensor], labels: list[Tensor]) -> Tensor:
         """e_u - μ [b, d], found in the coordinates where the prior is N(0, 1)."""
@@ -75,6 +79,10 @@ class FoldIn:
             if bool(((mode - before).abs() < _CLOSE).all()):
                 break
         return mode @ self._root.T
+
+
+def _digest(*tensors: Tensor) -> bytes:
+    return hashlib.blake2b(b"".join(one.numpy().tobytes() for one in tensors), digest_size=16).digest()
 
 
 def rows_of_items(embeddings: CollaborativeEmbeddings, items: Ragged | Sequence[Ids]) -> Tensor:

@@ -73,3 +73,16 @@ def test_pasts_know_the_past_alone(user: int, item: int, time: int, expected: An
     ).sample(frac=1, random_state=1).sort_values("timestamp", kind="stable")  # fmt: skip
     items, labels = pasts(pd.DataFrame({"user_id": [user], "item_id": [item], "timestamp": [time]}), known)
     assert sorted(zip(items[0], labels[0], strict=True)) == sorted(zip(*expected, strict=True))
+
+
+def test_users_of_one_past_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fold, seen = FoldIn(embeddings()), []
+    modes = fold._modes
+    monkeypatch.setattr(fold, "_modes", lambda rows, labels: seen.append(len(rows)) or modes(rows, labels))
+    items, labels = [[1, 2], [1], [1, 2], [2, 1], [], [1, 2], []], [[1, 0], [1], [1, 0], [0, 1], [], [0, 1], []]
+    found = fold.vectors(items, labels)
+    assert seen == [5]
+    assert torch.equal(found[0], found[2]) and torch.equal(found[4], found[6])
+    for one, other in ((0, 5), (0, 1), (0, 4)):
+        assert not torch.allclose(found[one], found[other], atol=1e-3)
+    torch.testing.assert_close(found[0], found[3])
