@@ -15,6 +15,7 @@ from torch import Tensor
 from cora.collaborative import CollaborativeEmbeddings
 from cora.export.adapter import Adapter, Factors, save_adapter
 from cora.llm.deltas import Delta
+from cora.methods import load_method
 from cora.methods.model import MethodModel
 from cora.methods.samples import Samples
 from cora.runs.folder import RunFolder
@@ -31,7 +32,8 @@ def export(run: str | Path, users: Sequence[str], items: Sequence[str], out: str
     several to folders in it, user-U-item-I or user-U, with what a file name cannot hold in ids as %XX.
 
     Raises FileNotFoundError unless a finished run is there; ValueError for ids that the run has no vector for, for an
-    id named twice, for an `out` that is a file, and for a run with shared_prefix.
+    id named twice, for an `out` that is a file, and for a run that is more than an adapter: with shared_prefix, or
+    with vectors between the tokens.
     """
     folder, out = RunFolder.existing(run), Path(out)
     if out.exists() and not out.is_dir():
@@ -39,6 +41,8 @@ def export(run: str | Path, users: Sequence[str], items: Sequence[str], out: str
     config = folder.config()
     if config.method_config().splits_prompts:
         raise ValueError("run: with shared_prefix a prompt has two adapters, which no one adapter can stand for")
+    if load_method(config.method).Model.embedded is not MethodModel.embedded:
+        raise ValueError(f"run: {config.method} puts vectors between the tokens of a prompt, which no adapter can hold")
     prepared, embeddings = prepare(config), folder.vectors()
     frame = prepared.data.frame
     # Where users are folded in the data knows them, else the table does.

@@ -24,6 +24,7 @@ GPT2: dict[str, Any] = dict(
     vocab_size=101, n_embd=48, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
 )  # fmt: skip
+_METHOD_FIELDS = {"cora": dict(hidden_size=16)}
 BASES = {"llama": SIZES, "gpt2": GPT2, "phi3": SIZES | dict(tie_word_embeddings=True)}
 TARGETS = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "attn.c_proj"], "phi3": ["qkv_proj", "gate_up_proj"]}
 
@@ -75,19 +76,20 @@ def logits() -> Callable[[nn.Module], torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """run(family): the folder of a finished run with a tiny base model of that family. Made once each."""
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """run(family, method="cora", **settings): the folder of a finished run with a tiny base model. Made once each."""
     made: dict[str, Path] = {}
 
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = _run(family, tmp_path_factory.mktemp(family))
-        return made[family]
+    def get(family: str, method: str = "cora", **settings: Any) -> Path:
+        key = f"{family} {method} {settings}"
+        if key not in made:
+            made[key] = _run(family, tmp_path_factory.mktemp(family), dict(method=method, **settings))
+        return made[key]
 
     return get
 
 
-def _run(family: str, folder: Path) -> Path:
+def _run(family: str, folder: Path, settings: dict[str, Any]) -> Path:
     words = ["<pad>", "<s>", "</s>", "<unk>", *"Liked Asked Answer . ? : , Yes No none so far film".split(), '"']
     vocabulary = {word: i for i, word in enumerate([*words, *map(str, range(40))])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -110,11 +112,12 @@ def _run(family: str, folder: Path) -> Path:
         batch_size=8,
         eval_every=4,
         learning_rate=0.05,
-        cora=dict(
-            r=2, alpha=3, hidden_size=16, prompt="Liked {history} . Asked {title} ? Answer :", max_history=3,
+        cora=_METHOD_FIELDS.get(settings["method"], {}) | dict(
+            r=2, alpha=3, prompt="Liked {history} . Asked {title} ? Answer :", max_history=3,
             target_modules=TARGETS[family],
         ),
         trainer=dict(use_cpu=True, disable_tqdm=True, report_to=[]),
+        **settings,
     )  # fmt: skip
     train(config, folder / "run")
     return folder / "run"

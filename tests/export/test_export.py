@@ -1,6 +1,7 @@
 """`cora export`: an adapter of a pair, a user or many, which PEFT loads to the same logits."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -21,7 +23,7 @@ from cora.runs.prepare import prepare
 from cora.runs.score import load_model
 
 USER = "u/3"
-Run = Callable[[str], Path]
+Run = Callable[..., Path]
 
 
 def by_peft(base: Any, folder: Path) -> Any:
@@ -116,3 +118,29 @@ def test_places_that_cannot_be_read_or_written(run: Run, tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="out: expected a folder, .*file is a file"):
         export(run("llama"), [USER], [], tmp_path / "file")
+
+
+def test_users_of_the_table_and_a_method_of_one_lora(run: Run, make_base: Any, tmp_path: Path) -> None:
+    base = make_base("llama")
+    export(run("llama", users="table"), [USER], ["7"], tmp_path / "table")
+    export(run("llama"), [USER], ["7"], tmp_path / "folded")
+    table, folded = (cora.load_bank(tmp_path / name, base) for name in ("table", "folded"))
+    assert not torch.equal(next(table.parameters()), next(folded.parameters()))
+    export(run("llama", "tallrec"), [USER, "u/4"], [], tmp_path / "tallrec")
+    bank = cora.load_bank(tmp_path / "tallrec", base)
+    assert bank.names == ("user-u%2F3", "user-u%2F4")
+    assert all(torch.equal(one[0], one[1]) and one.any() for one in bank.parameters())
+
+
+def test_runs_that_are_more_than_an_adapter(run: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run("llama"), copy)
+    settings = yaml.safe_load((copy / "config.yaml").read_text())
+    for changes, message in (
+        (dict(method="collm", cora={}), "run: collm puts vectors between the tokens of a prompt"),
+        (dict(cora=settings["cora"] | dict(shared_prefix=True)), "run: with shared_prefix a prompt has two adapters"),
+    ):
+        (copy / "config.yaml").write_text(yaml.safe_dump(settings | changes))
+        with pytest.raises(ValueError, match=message):
+            export(copy, [USER], [], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
