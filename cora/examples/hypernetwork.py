@@ -1,4 +1,4 @@
-"""python -m cora.examples.hypernetwork: a hypernetwork of one's own on lora_linear, which needs torch alone.
+"""python -m cora.examples.hypernetwork: a hypernetwork of one's own on lora_linear, in plain torch.
 
 Every sample has a context, and its own linear map W + A*(context)·B* that nobody is told. A small network learns to
 make A of the context, and B is learned with it: y_i = x_i·Wᵀ + (x_i·A_i)·B. W stays as it is.
