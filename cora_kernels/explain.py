@@ -11,12 +11,14 @@ from cora_kernels.planning.choose import DTYPES, choose, fuses, measured_for, pl
 from cora_kernels.planning.cost import Launch, Problem, floor
 from cora_kernels.planning.gpus import GPUS, Gpu, gpu_of
 
-Shape = tuple[int, int, int, int, int]
+Shape = tuple[int, int, int, int | tuple[int, ...], int]
 
 
 class Step(NamedTuple):
-    """One product of a training step. `floor` is the time of the frozen linear's own GEMM, 0 where it has none.
+    """One product of a training step: of a linear, or of all linears of a group.
 
+    `seconds` is the longer of `device`, what the GPU takes, and `host`, what the CPU takes to launch it in eager mode;
+    `floor` the time of the frozen linears' own GEMMs, 0 where they have none.
     `others`: of each strategy that was not chosen, its predicted time in seconds, or why it cannot run the product.
     """
 
@@ -27,6 +29,8 @@ class Step(NamedTuple):
     bytes: int
     operations: int
     seconds: float
+    device: float
+    host: float
     floor: float
     others: tuple[tuple[str, float | str], ...]
 
@@ -38,17 +42,26 @@ class Explanation(NamedTuple):
     backend: str
     steps: tuple[Step, ...]
 
+    def kept(self, *products: str) -> float:
+        """Of the speed of the frozen linears alone, what these products of all shapes together keep: at most 1."""
+        chosen = [step for step in self.steps if step.product in products]
+        taken = max(sum(step.device for step in chosen), sum(step.host for step in chosen))
+        return sum(step.floor for step in chosen) / taken
+
     def __str__(self) -> str:
         lines = [
             f"{self.gpu}, backend {self.backend}, times predicted by the cost rule",
-            f"{'B x T, K -> N, r':<32}{'':4}{'MB':>9}{'GFLOP':>10}{'us':>9}{'floor':>9}  kernels",
+            f"{'B x T, K -> N, r':<36} {'':4}{'MB':>9}{'GFLOP':>10}{'us':>9}{'floor':>9}  kernels",
         ]
         for step in self.steps:
             B, T, K, N, r = step.shape
             figures = f"{step.bytes / 1e6:9.2f}{step.operations / 1e9:10.2f}"
             figures += f"{step.seconds * 1e6:9.1f}{step.floor * 1e6:9.1f}"
-            named = f"{f'{B} x {T}, {K} -> {N}, r {r}':<32}{step.product:<4}"
+            widths = N if isinstance(N, int) else "+".join(map(str, N))
+            named = f"{f'{B} x {T}, {K} -> {widths}, r {r}':<36} {step.product:<4}"
             lines.append(f"{named}{figures}  {' + '.join(step.kernels)}{_against(step)}")
+        forward, both = self.kept("y"), self.kept("y", "dx", "dA", "dB")
+        lines.append(f"predicted speed kept of the frozen linears: {forward:.3f} forward, {both:.3f} with the backward")
         return "\n".join(lines)
 
 
@@ -63,7 +76,8 @@ def explain(
 ) -> Explanation:
     """Which kernels run each product of y = x·Wᵀ + s·(x·A)·B and its backward on a GPU, and their predicted cost.
 
-    shapes: (B, T, K, N, r), or several; x [B, T, K], y [B, T, N], A of each sample or shared, B likewise.
+    shapes: (B, T, K, N, r), or several; x [B, T, K], y [B, T, N], A of each sample or shared, B likewise. A tuple of
+    several N is a group of linears that share x and A.
     device: a CUDA or ROCm device, with what `python -m cora_kernels.tune` measured on it, or the name of a GPU that
     need not be there: A100, A40, A10, L4, L40, L40S, RTX 3090, RTX 4090, RTX 5090, H100, GH200, H200, H20, B200 or
     MI300X.
@@ -72,8 +86,8 @@ def explain(
     Bytes are those of DRAM, each operand of a kernel once; times are the model's, of eager calls one after another. The
     result prints as a table, in which every product names the strategies that it is not run by, and why not.
 
-    Raises ValueError for a device that is neither, for shapes that are not five positive integers, for a dtype that the
-    backend does not serve, and for another backend or one that has no kernels for the GPU.
+    Raises ValueError for a device that is neither, for shapes that are not five positive integers (or tuples of them
+    for N), for a dtype that the backend does not serve, and for another backend or one without kernels for the GPU.
     """
     gpu = _gpu(device)
     name = dispatch.gpu_backend(backend)
@@ -88,37 +102,57 @@ def explain(
 
 
 def _steps(shape: Shape, gpu: Gpu, backend: str, dtype: torch.dtype, sample_a: bool, sample_b: bool) -> Iterator[Step]:
-    if not isinstance(shape, Sequence) or len(shape) != 5 or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ValueError(f"shapes must be (B, T, K, N, r), five positive integers, got {shape!r}")
-    B, T, K, N, r = shape
-    forward = Problem(B * T, K, N, r, B, T, dtype, sample_a, sample_b)
-    backward = Problem(B * T, N, K, r, B, T, dtype, sample_b, sample_a)
-    fused = fuses(backward, gpu, backend)
-    for product, problem in (("y", forward), ("dx", backward._replace(s_given=fused))):
-        plan, others = choose(problem, gpu, backend), dict[str, float | str](reasons(problem))
-        others |= {other.strategy: other.seconds for other in plans(problem, gpu, backend)}
-        least = cost.seconds((floor(problem, gpu),))
-        yield _step(shape, product, plan.strategy, plan.launches, least, others, measured_for(problem, gpu, backend))
-    ways = {"outer": cost.outer(backward, gpu), "shrink and outer": cost.shrink_outer(backward, gpu)}
-    yield _step(shape, "dA", "outer", cost.outer(forward, gpu), 0.0, {}, None)
-    chosen = "shrink and outer" if fused else "outer"
-    lost = "would read g once more" if fused else why_not_fused(backward, backend)
-    yield _step(shape, "dB", chosen, ways[chosen], 0.0, {way: lost for way in ways}, None)
+    B, T, K, widths, r = _checked(shape)
+    forwards = [Problem(B * T, K, N, r, B, T, dtype, sample_a, sample_b, s_given=j > 0) for j, N in enumerate(widths)]
+    backwards = [Problem(B * T, N, K, r, B, T, dtype, sample_b, sample_a) for N in widths]
+    fused = len(widths) == 1 and fuses(backwards[0], gpu, backend)
+    # Of a group dS is summed first, and one linear's product with W brings dS·Aᵀ along.
+    summed = [launch for p in backwards if len(widths) > 1 for launch in cost.shrink(p, gpu, backend == "triton")]
+    first = backwards[0]._replace(s_given=fused or len(widths) > 1)
+    added = [cost.vendor_gemm(p, gpu, p.rows * K * dtype.itemsize) for p in backwards[1:]]
+    for product, problems, more in (("y", forwards, []), ("dx", [first], [*summed, *added])):
+        chosen = [choose(p, gpu, backend) for p in problems]
+        launches = [launch for plan in chosen for launch in plan.launches] + more
+        floors = [floor(p, gpu) for p in (forwards if product == "y" else backwards)]
+        others = dict[str, float | str](reasons(problems[0]))
+        others |= {other.strategy: other.seconds for other in plans(problems[0], gpu, backend)}
+        measured = measured_for(problems[0], gpu, backend)
+        yield _step(shape, product, chosen[0].strategy, launches, cost.seconds(floors), others, measured)
+    yield _step(shape, "dA", "outer", cost.outer(forwards[0], gpu), 0.0, {}, None)
+    ways = {
+        "outer": [launch for p in backwards for launch in cost.outer(p, gpu)],
+        "shrink and outer": list(cost.shrink_outer(backwards[0], gpu)),
+    }
+    chosen_way = "shrink and outer" if fused else "outer"
+    why = "would read g once more" if fused else why_not_fused(backwards[0], backend)
+    lost: dict[str, float | str] = dict.fromkeys(ways, "of a single linear" if len(widths) > 1 else why)
+    yield _step(shape, "dB", chosen_way, ways[chosen_way], 0.0, lost, None)
+
+
+def _checked(shape: Shape) -> tuple[int, int, int, tuple[int, ...], int]:
+    """With N as a tuple."""
+    if isinstance(shape, Sequence) and not isinstance(shape, str) and len(shape) == 5:
+        B, T, K, N, r = shape
+        widths = tuple(N) if isinstance(N, Sequence) and not isinstance(N, str) else (N,)
+        if widths and all(isinstance(n, int) and n > 0 for n in (B, T, K, *widths, r)):
+            return B, T, K, cast(tuple[int, ...], widths), r
+    raise ValueError(f"shapes must be (B, T, K, N, r), five positive integers, got {shape!r}")
 
 
 def _step(
     shape: Shape,
     product: str,
     strategy: str,
-    launches: tuple[Launch, ...],
+    launches: Sequence[Launch],
     least: float,
     others: dict[str, float | str],
     measured: object,
 ) -> Step:
     moved, operations = (sum(getattr(launch, of) for launch in launches) for of in ("bytes", "operations"))
     kernels = (*map(_label, launches), *(("as tuned",) if measured else ()))
+    device, host = (sum(getattr(launch, of) for launch in launches) for of in ("seconds", "host"))
     lost = tuple((name, why) for name, why in others.items() if name != strategy)
-    return Step(shape, product, strategy, kernels, moved, operations, cost.seconds(launches), least, lost)
+    return Step(shape, product, strategy, kernels, moved, operations, max(device, host), device, host, least, lost)
 
 
 def _against(step: Step) -> str:

@@ -87,7 +87,7 @@ def seconds(launches: Sequence[Launch]) -> float:
 
 def floor(problem: Problem, gpu: Gpu) -> Launch:
     """The frozen linear alone, by the vendor's GEMM."""
-    return _vendor_gemm(problem, gpu, 0)
+    return vendor_gemm(problem, gpu, 0)
 
 
 def outer(p: Problem, gpu: Gpu) -> tuple[Launch, ...]:
@@ -137,7 +137,7 @@ def two_kernels(p: Problem, gpu: Gpu, tiles: Sequence[GemmConfig], split: bool =
 def separate(p: Problem, gpu: Gpu, split: bool = True) -> Plan:
     y = p.rows * p.outputs * p.dtype.itemsize
     expand = _streamed("expand", gpu, _b_bytes(p) + _s_bytes(p) + y, 2 * p.rows * p.rank * p.outputs)
-    return Plan("separate", None, (*shrink(p, gpu, split), expand, _vendor_gemm(p, gpu, y)))
+    return Plan("separate", None, (*shrink(p, gpu, split), expand, vendor_gemm(p, gpu, y)))
 
 
 def decode(p: Problem, gpu: Gpu) -> Plan:
@@ -147,7 +147,7 @@ def decode(p: Problem, gpu: Gpu) -> Plan:
     if not p.s_given:
         moved += _a_bytes(p) + p.rows * p.inputs * p.dtype.itemsize
         operations += 2 * p.rows * p.rank * p.inputs
-    return Plan("decode", None, (_streamed("decode", gpu, moved, operations), _vendor_gemm(p, gpu, y)))
+    return Plan("decode", None, (_streamed("decode", gpu, moved, operations), vendor_gemm(p, gpu, y)))
 
 
 def shrink(p: Problem, gpu: Gpu, split: bool = True) -> tuple[Launch, ...]:
@@ -186,7 +186,7 @@ def _gemm(name: str, p: Problem, gpu: Gpu, config: GemmConfig, rows: int, per_ti
     return Launch(name, moved, int(tiles * per_tile), LAUNCH_SECONDS + spent, gpu.host, config)
 
 
-def _vendor_gemm(p: Problem, gpu: Gpu, read: int) -> Launch:
+def vendor_gemm(p: Problem, gpu: Gpu, read: int) -> Launch:
     """The vendor's GEMM over the same tiles at its own rate; `read` bytes of y beyond its write.
 
     The epilogue of a tile reads them, and what of that no other tile's products hide comes on top.

@@ -280,7 +280,22 @@ def test_explain_adds_up():
     assert y.floor < y.seconds < 1.5 * y.floor
     assert dA.bytes == 2 * 8192 * 2048 + s + 2 * 2 * a + (2 * 2 * a + a)  # two fp32 planes written, then summed
     assert dB.strategy == "shrink and outer" and dx.strategy == "separate"
-    assert "8 x 1024, 2048 -> 2048, r 16" in str(found) and len(str(found).splitlines()) == 2 + 8
+    assert "8 x 1024, 2048 -> 2048, r 16" in str(found) and len(str(found).splitlines()) == 2 + 8 + 1
+
+
+def test_explain_of_a_group_shares_s_and_says_what_a_layer_keeps():
+    """A Llama-3-8B layer on an H100: S of q, k and v once, of gate and up once."""
+    apart = [(8, 1024, 4096, n, 16) for n in (4096, 1024, 1024)]
+    group = (8, 1024, 4096, (4096, 1024, 1024), 16)
+    found, alone = explain(group, "H100"), explain(apart, "H100")
+    assert [step.product for step in found.steps] == ["y", "dx", "dA", "dB"]
+    assert found.steps[0].kernels.count("shrink") == 1 and found.steps[0].kernels.count("vendor GEMM") == 3
+    assert found.steps[0].floor == pytest.approx(sum(step.floor for step in alone.steps if step.product == "y"))
+    assert alone.kept("y") < found.kept("y") < 1
+    assert explain(group[:3] + ((4096,), 16), "H100").kept("y") == explain(apart[0], "H100").kept("y")
+    layer = [group, apart[0], (8, 1024, 4096, (14336, 14336), 16), (8, 1024, 14336, 4096, 16)]
+    text = str(explain(layer, "H100")).splitlines()[-1]
+    assert text.startswith("predicted speed kept of the frozen linears: 0.91")
 
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
@@ -320,7 +335,10 @@ def test_explain_names_the_gpus_it_knows(device):
         explain((1, 2, 3, 4, 5), device)
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 3, 4), (1, 2, 3, 4, 0), (1, 2, 3, 4, 5.0), (), 5, "shape", None])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 2, 3, 4), (1, 2, 3, 4, 0), (1, 2, 3, (), 5), (1, 2, 3, (4, 0), 5), (1, 2, 3, 4, 5.0), (), 5, "shape", None],
+)
 def test_explain_wants_five_positive_integers(shape):
     with pytest.raises(ValueError, match="shapes must be .B, T, K, N, r., five positive integers, got "):
         explain([shape], "A100")
