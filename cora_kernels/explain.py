@@ -7,7 +7,7 @@ import torch
 
 from cora_kernels import dispatch
 from cora_kernels.planning import cost
-from cora_kernels.planning.choose import DTYPES, choose, fuses, measured_for, plans, reasons, why_not_fused
+from cora_kernels.planning.choose import DTYPES, choose, fuses, measured_for, plans, rates_of, reasons, why_not_fused
 from cora_kernels.planning.cost import Launch, Problem, floor
 from cora_kernels.planning.gpus import GPUS, Gpu, gpu_of
 
@@ -103,11 +103,12 @@ def explain(
 
 def _steps(shape: Shape, gpu: Gpu, backend: str, dtype: torch.dtype, sample_a: bool, sample_b: bool) -> Iterator[Step]:
     B, T, K, widths, r = _checked(shape)
+    rates = rates_of(gpu, backend)
     forwards = [Problem(B * T, K, N, r, B, T, dtype, sample_a, sample_b, s_given=j > 0) for j, N in enumerate(widths)]
     backwards = [Problem(B * T, N, K, r, B, T, dtype, sample_b, sample_a) for N in widths]
     fused = len(widths) == 1 and fuses(backwards[0], gpu, backend)
     # Of a group dS is summed first, and one linear's product with W brings dS·Aᵀ along.
-    summed = [launch for p in backwards if len(widths) > 1 for launch in cost.shrink(p, gpu, backend == "triton")]
+    summed = [launch for p in backwards if len(widths) > 1 for launch in cost.shrink(p, rates, backend == "triton")]
     first = backwards[0]._replace(s_given=fused or len(widths) > 1)
     added = [cost.vendor_gemm(p, gpu, p.rows * K * dtype.itemsize) for p in backwards[1:]]
     for product, problems, more in (("y", forwards, []), ("dx", [first], [*summed, *added])):
@@ -118,9 +119,9 @@ def _steps(shape: Shape, gpu: Gpu, backend: str, dtype: torch.dtype, sample_a: b
         others |= {other.strategy: other.seconds for other in plans(problems[0], gpu, backend)}
         measured = measured_for(problems[0], gpu, backend)
         yield _step(shape, product, chosen[0].strategy, launches, cost.seconds(floors), others, measured)
-    yield _step(shape, "dA", "outer", cost.outer(forwards[0], gpu), 0.0, {}, None)
+    yield _step(shape, "dA", "outer", cost.outer(forwards[0], rates), 0.0, {}, None)
     ways = {
-        "outer": [launch for p in backwards for launch in cost.outer(p, gpu)],
+        "outer": [launch for p in backwards for launch in cost.outer(p, rates)],
         "shrink and outer": list(cost.shrink_outer(backwards[0], gpu)),
     }
     chosen_way = "shrink and outer" if fused else "outer"

@@ -74,8 +74,7 @@ def measured_for(problem: Problem, gpu: Gpu, backend: str) -> dict | None:
 def plans(problem: Problem, gpu: Gpu, backend: str = "triton") -> tuple[Plan, ...]:
     """Every plan of the backend's kernels for the problem, the fastest by the cost rule first."""
     p, cuda = problem, backend == "cuda"
-    if cuda:
-        gpu = gpu._replace(gemm=gpu.gemm_cuda, host=_CUDA_HOST_SECONDS)
+    gpu = rates_of(gpu, backend)
 
     def tiles(one_pass: bool) -> tuple[GemmConfig, ...]:
         if cuda:
@@ -89,6 +88,11 @@ def plans(problem: Problem, gpu: Gpu, backend: str = "triton") -> tuple[Plan, ..
     if "decode" not in excluded:
         found.append(cost.decode(p, gpu))
     return tuple(sorted(found, key=lambda plan: plan.seconds))
+
+
+def rates_of(gpu: Gpu, backend: str) -> Gpu:
+    """The rates with the GEMM and the launches of the backend in the place of Triton's."""
+    return gpu._replace(gemm=gpu.gemm_cuda, host=_CUDA_HOST_SECONDS) if backend == "cuda" else gpu
 
 
 def reasons(problem: Problem) -> dict[str, str]:

@@ -82,3 +82,18 @@ def test_traffic_of_forward_and_backward(ptxsim):
     gemms = [launch for launch in ours if launch[0] == "lowrank_gemm_kernel"]
     assert moved(gemms) <= 1.10 * 2 * (M // 64 * N // 128 * per_tile + 4 * M * r)
     assert moved(ours) <= moved(eager)
+
+
+def test_traffic_of_decode(ptxsim):
+    """A and B are all its bytes: each is read from memory once, by loads that are under way while others are used."""
+    from cora_kernels.backends.triton.decode import decode
+    from cora_kernels.planning import cost
+    from cora_kernels.planning.gpus import GPUS
+
+    samples, r = 4, 8
+    x, a, b = (torch.randn(*shape).bfloat16() for shape in ((samples, 2048), (samples, 2048, r), (samples, r, 768)))
+    with ptxsim.triton_launches(racecheck="raise", initcheck="raise") as launches:
+        decode(x, a, b, 1.0, Segments(samples, samples, 1, None))
+    problem = cost.Problem(samples, 2048, 768, r, samples, 1, x.dtype, True, True)
+    assert touched(launches) <= 1.10 * cost.decode(problem, GPUS["A100"]).launches[0].bytes
+    assert any("cp.async" in opcode for _, stats in launches for opcode in stats.by_opcode)

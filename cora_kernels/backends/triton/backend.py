@@ -17,8 +17,7 @@ _OLDEST_TRITON = (3, 2)
 
 def unsupported(version: str) -> str | None:
     """Why this Triton does not serve, or None. Those from 3.2 on compile every kernel: the tests hold it."""
-    major, minor = (int(re.sub(r"\D.*", "", part) or 0) for part in (*version.split("."), "0")[:2])
-    if (major, minor) >= _OLDEST_TRITON:
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) >= _OLDEST_TRITON:
         return None
     return f"Triton 3.2 or later is needed, which torch 2.6 brings, found {version}"
 
