@@ -96,4 +96,4 @@ def test_traffic_of_decode(ptxsim):
         decode(x, a, b, 1.0, Segments(samples, samples, 1, None))
     problem = cost.Problem(samples, 2048, 768, r, samples, 1, x.dtype, True, True)
     assert touched(launches) <= 1.10 * cost.decode(problem, GPUS["A100"]).launches[0].bytes
-    assert any("cp.async" in opcode for _, stats in launches for opcode in stats.by_opcode)
+    assert all(stats.cp_async["requests"] for _, stats in launches)
