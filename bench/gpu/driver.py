@@ -8,8 +8,9 @@ import re
 import subprocess
 import sys
 
-# The wheels of CUDA 13, torch's default since 2.11, need driver 580; those of CUDA 12.6 take any since 525.
-DEFAULT, OLDER = (580, "https://download.pytorch.org/whl/cu130"), (525, "https://download.pytorch.org/whl/cu126")
+# The wheels of CUDA 13, torch's default, need driver 580; those of CUDA 12 take any since 525.
+DEFAULT, OLDEST = 580, 525
+OLDER_INDEX = "https://download.pytorch.org/whl/cu126"
 
 
 def driver_version() -> str | None:
@@ -24,18 +25,18 @@ def driver_version() -> str | None:
 
 
 def problem(version: str | None, index: str) -> str | None:
-    """What stands against torch on the GPU, with the one line to run, or None. `index`: of the wheels asked for."""
+    """What stands against torch on the GPU, with the one line to run, or None. `index`: of wheels asked for, or ""."""
     if version is None:
         return "no NVIDIA driver answers nvidia-smi: torch will run on the CPU"
     major = int(version.split(".")[0])
-    if major >= DEFAULT[0] or (index == OLDER[1] and major >= OLDER[0]):
+    if major >= DEFAULT or (index and major >= OLDEST):
         return None
-    if major >= OLDER[0]:
+    if major >= OLDEST:
         return (
-            f"driver {version} is too old for torch's default CUDA wheel, which needs {DEFAULT[0]}: run "
-            f"make clean, then make gpu TORCH_INDEX={OLDER[1]}"
+            f"driver {version} is too old for torch's default CUDA wheel, which needs {DEFAULT}: run make clean, "
+            f"then make gpu TORCH_INDEX={OLDER_INDEX}"
         )
-    return f"driver {version} is too old for every wheel of torch, which need {OLDER[0]}: update the driver"
+    return f"driver {version} is too old for every wheel of torch, which need {OLDEST}: update the driver"
 
 
 def main(arguments: list[str]) -> str | int:

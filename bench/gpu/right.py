@@ -109,7 +109,7 @@ def _compiled(mode: str | None) -> Check:
         options: dict[str, Any] = {"backend": "aot_eager"} if machine.rehearses else {"mode": mode}
         compiled = torch.compile(lambda inputs: call(inputs, backend), **options)
         case = Case(batch=2, length=40, k=72, n=(72,), r=8, dtype=machine.dtype, sample_b=True)
-        for seed, scaling in enumerate((0.5, 0.5, 0.25, 2.0)):
+        for seed, scaling in enumerate((0.5, 2.0) if machine.rehearses else (0.5, 0.5, 0.25, 2.0)):
             inputs = replace(make_inputs(case, str(machine.device), seed), scaling=scaling)
             if not machine.rehearses:
                 torch.compiler.cudagraph_mark_step_begin()
@@ -148,7 +148,7 @@ def right(machine: Machine, fast: bool) -> dict[str, Any]:
     found = {}
     for backend in machine.usable():
         passed, failed, absent = 0, {}, {}
-        chosen = list(cases())[:: 11 if machine.rehearses else 3 if fast else 1]
+        chosen = list(cases())[:: 22 if machine.rehearses else 3 if fast else 1]
         tasks: dict[str, Callable[[], None]] = {str(c): _correct(machine, c, backend) for c in chosen}
         tasks |= {name: _bound(check, machine, backend) for name, check in CHECKS.items()}
         for name, task in tasks.items():

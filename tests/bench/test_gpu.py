@@ -35,7 +35,7 @@ def test_every_stage_runs(rehearsal):
     assert found["schema"] == gpu_report.SCHEMA and list(found)[1:] == list(STAGES)
     assert found["compile"]["compiled"] > 0 and not found["compile"]["failed"]
     right = found["right"]["triton"]
-    assert right["failed"] == {} and right["passed"] > 10, right
+    assert right["failed"] == {} and right["passed"] > 8, right
     assert {"graph, replayed with other data", "torch.compile", "the same bits twenty times"}.isdisjoint(
         right["absent"]
     )
@@ -115,9 +115,9 @@ def test_the_speed_kept_counts_every_linear_of_a_layer():
     [
         ("580.65.06", "", None),
         ("595.10", "", None),
-        ("550.54.15", driver.OLDER[1], None),
+        ("550.54.15", driver.OLDER_INDEX, None),
         ("550.54.15", "", "driver 550.54.15 is too old .* needs 580: run make clean, then make gpu TORCH.*126"),
-        ("470.10", driver.OLDER[1], "driver 470.10 is too old for every wheel of torch, .* 525: update the driver"),
+        ("470.10", driver.OLDER_INDEX, "driver 470.10 is too old for every wheel of torch, .* 525: update the driver"),
         (None, "", "no NVIDIA driver answers nvidia-smi: torch will run on the CPU"),
     ],
 )  # fmt: skip
@@ -137,7 +137,7 @@ def test_an_old_driver_stops_make_gpu_and_warns_the_others(tmp_path):
     def run(*arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
 
-    stopped, warned, served = run("--must"), run(), run("--must", driver.OLDER[1])
+    stopped, warned, served = run("--must"), run(), run("--must", driver.OLDER_INDEX)
     assert stopped.returncode == 1 and "TORCH_INDEX=" in stopped.stderr and stopped.stderr.count("\n") == 1
     assert warned.returncode == 0 and "TORCH_INDEX=" in warned.stderr
     assert (served.returncode, served.stderr) == (0, "")
