@@ -45,14 +45,14 @@ def train_lightgcn(
 
 
 def normalised_adjacency(user: Tensor, item: Tensor, users: int, items: int) -> Tensor:
-    """Â = D^-1/2 · A · D^-1/2, sparse CSR float32 [users + items, users + items], users first; a repeated pair is one
+    """Â = D^-1/2 · A · D^-1/2, sparse float32 [users + items, users + items], users first; a repeated pair is one
     edge."""
     pairs = torch.unique(torch.stack([user, users + item]), dim=1)
     places = torch.cat([pairs, pairs.flip(0)], 1)
     degree = torch.bincount(places[0], minlength=users + items).clamp(min=1).float()
     values = (degree[places[0]] * degree[places[1]]).rsqrt()
-    # The gradient of a sparse product needs the transpose, which for a symmetric matrix is the matrix itself.
-    return torch.sparse_coo_tensor(places, values, (users + items,) * 2).coalesce().to_sparse_csr()
+    size = (users + items,) * 2
+    return torch.sparse_coo_tensor(places, values, size, check_invariants=False).coalesce()
 
 
 def propagated(adjacency: Tensor, start: Tensor, layers: int) -> Tensor:
@@ -65,7 +65,7 @@ def propagated(adjacency: Tensor, start: Tensor, layers: int) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """Â·E with a symmetric Â, whose backward is another such product."""
+    """Â·E; the backward needs the transpose of Â, which is symmetric, so it is the same product again."""
 
     @staticmethod
     def forward(ctx, adjacency: Tensor, vectors: Tensor) -> Tensor:  # type: ignore[no-untyped-def]

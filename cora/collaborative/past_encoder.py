@@ -83,7 +83,7 @@ class PastEncoder(nn.Module):
         found = item_table.new_ones(len(pasts.lengths), item_table.shape[1] + 2)
         order = pasts.lengths.argsort(stable=True)
         with tqdm(total=len(order), desc="encoding", unit="user", delay=2) as bar:
-            for users in order.split(_CHUNK):
+            for users in order.split(_CHUNK) if len(order) else ():
                 items, labels, there = pasts.newest(users, len(self.position))
                 found[users, :-1] = self(item_table[items], labels, there)
                 bar.update(len(users))

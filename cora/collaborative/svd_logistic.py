@@ -3,13 +3,12 @@
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional
 from tqdm.auto import tqdm
 
 from cora.collaborative.embeddings import CollaborativeEmbeddings
 from cora.collaborative.fitting import FitResult, TrainingRows, check_dim, with_biases
+from cora.collaborative.item_factors import item_factors
 
-_ITEM_SMOOTHING = 5  # ratings that an item is taken to have more, so that the rarest have small factors
 _SWEEPS = 15  # on ML-1M the valid AUC moves by less than 2e-4 after ten
 _LEAST_VARIANCE = 1e-6
 
@@ -19,16 +18,13 @@ def train_svd_logistic(
 ) -> tuple[CollaborativeEmbeddings, FitResult]:
     """label ~ Bernoulli(σ(<w_u, z_i> + b_u + c_i)),  [w_u, b_u] ~ N(μ, Σ),  c_i ~ N(m, v),  z_i fixed.
 
-    z_i, dim - 2 wide: the leading right singular vectors, times their singular values, of the matrix that has
-    n_u^-1/2 · (n_i + 5)^-1/2 where user u has rated item i, liked or not; the first, which is the items' popularity, is
-    left out; divided by (n_i + 5)^1/2 again and scaled to unit mean square. Factors that never saw a label cannot have
-    memorised those that a language model will be trained on. Posterior of w, b and c by mean-field sweeps under a
-    bound of log σ that is quadratic; μ, Σ, m and v are those of highest evidence, so there is nothing to choose.
+    z_i, dim - 2 wide, are `item_factors`, which never saw a label and so have memorised none that a language model will
+    be trained on. Posterior of w, b and c by mean-field sweeps under a bound of log σ that is quadratic; μ, Σ, m and v
+    are those of highest evidence, so there is nothing to choose but dim.
     e_u = [w_u, b_u, 1], e_i = [z_i, 1, c_i] at the posterior means, fp32; a user as of a moment is folded in.
 
     train, valid, what is returned and raised: as of `train_mf`. All sweeps are kept: valid is only looked at.
-    Sources: Cremonesi, Koren and Turrin, Performance of recommender algorithms, RecSys 2010 (the factors); Jaakkola and
-    Jordan, Bayesian parameter estimation via variational methods, 2000 (the bound).
+    Source of the bound: Jaakkola and Jordan, Bayesian parameter estimation via variational methods, 2000.
     """
     check_dim(dim)
     rows = TrainingRows.of(train, valid)
@@ -41,23 +37,6 @@ def train_svd_logistic(
         aucs.append(rows.valid_auc(users, items))
     embeddings = CollaborativeEmbeddings(rows.user_ids, rows.item_ids, users, items, "fold-in")
     return embeddings, FitResult(embeddings, aucs, len(aucs) - 1)
-
-
-def item_factors(rows: TrainingRows, width: int, seed: int) -> Tensor:
-    """z [I, width], float64, by who rated what; columns beyond the rank of that matrix are zero."""
-    users, items = len(rows.user_ids), len(rows.item_ids)
-    pairs = torch.unique(torch.stack([rows.user, rows.item]), dim=1)
-    of_user = torch.bincount(pairs[0], minlength=users).double()
-    of_item = torch.bincount(pairs[1], minlength=items).double() + _ITEM_SMOOTHING
-    matrix = torch.sparse_coo_tensor(pairs, (of_user[pairs[0]] * of_item[pairs[1]]).rsqrt(), (users, items))
-    with torch.random.fork_rng(devices=[]):  # the randomised SVD draws from the global state
-        torch.manual_seed(seed)
-        _, sizes, right = torch.svd_lowrank(matrix, min(width + 1, users, items), niter=8)
-    found = (right * sizes)[:, 1:] / of_item.sqrt()[:, None]
-    # The sign of a singular vector is arbitrary: one rule for it, and the same rows give the same factors.
-    found = found * torch.sign(found.sum(0) + 1e-300)
-    size = found.square().mean().sqrt() if found.numel() else torch.ones(())
-    return functional.pad(found / size.clamp(min=1e-300), (0, width - found.shape[1]))
 
 
 class _Posterior:
