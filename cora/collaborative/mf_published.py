@@ -7,24 +7,32 @@ from torch import Tensor, nn
 from cora.collaborative.embeddings import CollaborativeEmbeddings
 from cora.collaborative.fitting import FitResult, Recipe, TrainingRows, fit
 
-_RECIPE = Recipe(learning_rate=1e-3, weight_decay=1e-4, batch_size=2048, max_epochs=200, patience=20)
-
 
 def train_mf_published(
-    train: pd.DataFrame, valid: pd.DataFrame, dim: int = 256, *, seed: int = 0
+    train: pd.DataFrame,
+    valid: pd.DataFrame,
+    dim: int = 256,
+    *,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 1e-4,
+    batch_size: int = 2048,
+    max_epochs: int = 200,
+    patience: int = 20,
+    seed: int = 0,
 ) -> tuple[CollaborativeEmbeddings, FitResult]:
     """minimise BCE(<e_u, e_i>, label) by Adam, lr 1e-3, weight decay 1e-4: the baseline of the paper (dim 256 there).
 
     No biases, and tables that start as torch's nn.Embedding does, at N(0, 1): logits of deviation sqrt(dim), 16 at
     256, which the training has to shrink before it can learn. `train_mf` starts at logits of zero and knows how much
-    an item is liked in general; that is the whole difference. Batches of 2048 rows are ours, the paper names none.
+    an item is liked in general; that is the whole difference. Size of a batch, most epochs and patience are ours.
 
-    train, valid, what is returned and raised: as of `train_mf`, for dim < 1. Source: Liu et al., AAAI 2025, and the
-    code of CoLLM (Zhang et al., 2023), from which it has its vectors.
+    train, valid, what is returned and raised: as of `train_mf`, but dim may be 1. Source: Liu et al., AAAI 2025,
+    and the code of CoLLM (Zhang et al., 2023), from which it has its vectors.
     """
     if dim < 1:
         raise ValueError(f"dim: expected at least 1, got {dim}")
-    result = fit("MF as published", lambda rows, generator: _Tables(rows, dim, generator), train, valid, _RECIPE, seed)
+    recipe = Recipe(learning_rate, weight_decay, batch_size, max_epochs, patience)
+    result = fit("MF as published", lambda rows, generator: _Tables(rows, dim, generator), train, valid, recipe, seed)
     return result.embeddings, result
 
 

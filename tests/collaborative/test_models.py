@@ -16,6 +16,7 @@ NAMES = sorted(COLLABORATIVE)
 # Few epochs, and rates at which a few suffice on data this small.
 QUICK: dict[str, dict[str, Any]] = {
     "mf": dict(learning_rate=0.02, batch_size=256, max_epochs=15),
+    "mf-published": dict(learning_rate=0.02, batch_size=256, max_epochs=40),
     "lightgcn": dict(learning_rate=0.05, batch_size=256, max_epochs=40),
     "sasrec": dict(learning_rate=5e-3, batch_size=128, max_epochs=6, max_length=10),
 }
@@ -38,12 +39,9 @@ def encoded(embeddings: CollaborativeEmbeddings, rows: pd.DataFrame, known: pd.D
 
 
 def test_users_in_training_and_users_unseen_are_told_apart_by_their_past(made: Any, tastes: Frames) -> None:
-    name, embeddings, result = made
+    _, embeddings, _ = made
     train, valid = tastes
     known = pd.concat([train, valid])
-    if name == "mf-published":  # which starts at logits of a deviation of sqrt(dim), and has not left them yet
-        assert result.valid_auc > 0.5
-        return
     assert roc_auc_score(valid["label"], encoded(embeddings, valid, known)) > 0.8
     strangers = [frame.assign(user_id=frame["user_id"] + 1000) for frame in (valid, known)]
     vectors = user_encoder(embeddings).vectors(*pasts(*strangers))
@@ -127,6 +125,13 @@ def test_wrong_frames(name: str, tastes: Frames, spoil: Callable[[pd.DataFrame],
 def test_wrong_dim(name: str, tastes: Frames) -> None:
     with pytest.raises(ValueError, match="dim: expected at least"):
         COLLABORATIVE[name](*tastes, 0)
+
+
+def test_the_published_recipe_starts_at_large_logits_and_ours_at_none(tastes: Frames) -> None:
+    """Why the first is weak: its first epochs go into the noise that the tables start with."""
+    untrained = dict(learning_rate=1e-9, max_epochs=1)
+    published, ours = (COLLABORATIVE[name](*tastes, 64, **untrained)[1] for name in ("mf-published", "mf"))
+    assert 6 < published.score(tastes[1]).std() < 10 and np.abs(ours.score(tastes[1])).max() < 0.01
 
 
 def test_an_encoder_that_nobody_knows() -> None:
