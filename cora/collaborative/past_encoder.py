@@ -103,7 +103,11 @@ class SequenceEncoder:
             raise ValueError("user_encoder: the embeddings do not hold the weights of sasrec's encoder")
         blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
         self._encoder = PastEncoder(width, len(position), len(blocks), dropout=0.0)
-        shapes = {name: Described(str(one.dtype), tuple(one.shape)) for name, one in tensors.items()}
+        # As a file would describe them; of dtypes all that counts is whether they are float.
+        shapes = {
+            name: Described("F32" if one.is_floating_point() else "I64", tuple(one.shape))
+            for name, one in tensors.items()
+        }
         if problem := misfit(shapes, self._encoder.state_dict()):
             raise ValueError(f"user_encoder: the weights do not fit sasrec's encoder: {problem}")
         self._encoder.load_state_dict(tensors)

@@ -140,6 +140,15 @@ def test_an_encoder_that_nobody_knows() -> None:
         user_encoder(embeddings)
 
 
+def test_weights_of_another_kind(tastes: Frames) -> None:
+    embeddings, _ = trained("sasrec", *tastes)
+    embeddings.encoder_tensors["query"] = embeddings.encoder_tensors["query"].long()
+    with pytest.raises(
+        ValueError, match="the weights do not fit sasrec's encoder: 1 tensors that are not float: query"
+    ):
+        user_encoder(embeddings)
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [({}, "do not hold the weights"), ({"position": torch.zeros(2, 1)}, "do not fit sasrec's encoder: ")],
