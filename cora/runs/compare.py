@@ -95,25 +95,36 @@ def compare(
 def _summary(scored: dict[str, list[pd.DataFrame]], reference: str) -> dict[str, Any]:
     """Mean and standard deviation over seeds of every metric, and how much better the reference is."""
     first = scored[reference]
-    counts: dict[str, list[UserAUCs]] = {}
     for label, frames in scored.items():
         for mine, other in zip(first, frames, strict=True):
             if not mine.drop(columns="score").equals(other.drop(columns="score")):
                 raise ValueError(f"out: {label} scored other rows than {reference}; compare them in a new folder")
-        counts[label] = [
-            UserAUCs(one["user_id"], one["label"].to_numpy(), one["score"].to_numpy(np.float64)) for one in frames
-        ]
     methods = {}
     for label, frames in scored.items():
         found = pd.DataFrame([metrics(one, one["score"].to_numpy()) for one in frames])
         methods[label] = {
             "mean": _plain(found.mean()),
             "sd": _plain(found.std(ddof=1)) if len(frames) > 1 else None,
-            "less_than_reference": None
-            if label == reference
-            else {name: list(one) for name, one in differences(counts[reference], counts[label]).items()},
+            "less_than_reference": None if label == reference else _leads(first, frames),
         }
     return {"reference": reference, "rows": [len(one) for one in first], "methods": methods}
+
+
+def _leads(ours: Sequence[pd.DataFrame], others: Sequence[pd.DataFrame]) -> dict[str, list[float]]:
+    """By how much ours is better, in AUC and UAUC, with intervals: over all rows and, where they are marked, over those
+    of cold items."""
+    parts = {"": lambda one: one}
+    if "cold_item" in ours[0]:
+        parts["cold_items_"] = lambda one: one[one["cold_item"]]
+    found = {}
+    for part, of in parts.items():
+        sides = [[_aucs(of(one)) for one in frames] for frames in (ours, others)]
+        found |= {part + name: list(lead) for name, lead in differences(sides[0], sides[1]).items()}
+    return found
+
+
+def _aucs(rows: pd.DataFrame) -> UserAUCs:
+    return UserAUCs(rows["user_id"], rows["label"].to_numpy(), rows["score"].to_numpy(np.float64))
 
 
 def _plain(values: pd.Series) -> dict[str, float | None]:
@@ -121,21 +132,29 @@ def _plain(values: pd.Series) -> dict[str, float | None]:
 
 
 def as_table(result: dict[str, Any]) -> str:
-    """A `compare` as text: a line for each method, the best guess first and what is known of it behind."""
+    """A `compare` as text: a line for each method with the reference's lead over it, and the same for rows of cold
+    items where there are any."""
+    seeds = ", ".join(map(str, result["seeds"]))
+    end = f"{result['rows'][0]} rows; seeds {seeds}; ± is the standard deviation over seeds"
+    has_cold_items = any("cold_items_auc" in one["mean"] for one in result["methods"].values())
+    cold = ["", "rows of items without a training row", *_lines(result, "cold_items_")] if has_cold_items else []
+    return "\n".join([*_lines(result, ""), *cold, end])
+
+
+def _lines(result: dict[str, Any], part: str) -> list[str]:
     reference = result["reference"]
     width = max(len(label) for label in result["methods"]) + 2
-    head = f"{'':<{width}}{'auc':>16}{'uauc':>16}{'log loss':>10}"
+    loss = not part  # of all rows alone
+    head = f"{'':<{width}}{'auc':>16}{'uauc':>16}" + (f"{'log loss':>10}" if loss else "")
     lines = [f"{head}   {reference} is better by, auc and uauc (95 %)"]
     for label, one in result["methods"].items():
-        cells = [_with_spread(one, "auc"), _with_spread(one, "uauc")]
-        line = f"{label:<{width}}{cells[0]:>16}{cells[1]:>16}{one['mean']['log_loss']:>10.4f}"
+        line = f"{label:<{width}}" + "".join(f"{_with_spread(one, part + name):>16}" for name in ("auc", "uauc"))
+        line += f"{one['mean']['log_loss']:>10.4f}" if loss else ""
         if one["less_than_reference"]:
-            gaps = [Interval(*one["less_than_reference"][name]) for name in ("auc", "uauc")]
-            line += "   " + "  ".join(f"{gap.difference:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" for gap in gaps)
+            leads = [Interval(*one["less_than_reference"][part + name]) for name in ("auc", "uauc")]
+            line += "   " + "  ".join(f"{lead.difference:+.4f} [{lead.low:+.4f}, {lead.high:+.4f}]" for lead in leads)
         lines.append(line)
-    seeds = ", ".join(map(str, result["seeds"]))
-    lines.append(f"{result['rows'][0]} rows; seeds {seeds}; ± is the standard deviation over seeds")
-    return "\n".join(lines)
+    return lines
 
 
 def _with_spread(one: dict[str, Any], name: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cora.cli import main
-from cora.runs.compare import Contestant, compare
+from cora.runs.compare import Contestant, as_table, compare
 from cora.runs.intervals import UserAUCs, differences
 from cora.runs.metrics import metrics
 
@@ -113,3 +113,19 @@ def test_errors(
 def test_labels_and_folders() -> None:
     one = Contestant.parse("cora:offset=true,prompt=a/b")
     assert (one.label, one.folder) == ("CoRA, offset=True, prompt=a/b", "cora-offset=True-prompt=a_b")
+
+
+def test_cold_items_have_a_table_of_their_own(settings: dict[str, Any], tmp_path: Path) -> None:
+    given = settings | dict(steps=2, eval_every=2, valid_rows=20, split="cold-items", cold_share=0.3)
+    found = compare(given, ["cora", "tallrec"], [0], tmp_path)
+    run = pd.read_parquet(tmp_path / "cora-seed0" / "predictions.parquet")
+    cold = run[run["cold_item"]]
+    assert 0 < len(cold) < len(run)
+    for label, column in (("CoRA", "cora"), ("same, fold-in", "fold_in")):
+        mean = found["methods"][label]["mean"]["cold_items_auc"]
+        assert mean == pytest.approx(roc_auc_score(cold["label"], cold[column]))
+    lead = found["methods"]["same, fold-in"]["less_than_reference"]["cold_items_auc"]
+    assert lead[0] == pytest.approx(
+        roc_auc_score(cold["label"], cold["cora"]) - roc_auc_score(cold["label"], cold["fold_in"])
+    )
+    assert as_table(found).count("CoRA is better by") == 2 and "without a training row" in as_table(found)
