@@ -116,7 +116,7 @@ def _leads(ours: Sequence[pd.DataFrame], others: Sequence[pd.DataFrame]) -> dict
     parts = {"": lambda one: one}
     if "cold_item" in ours[0]:
         parts["cold_items_"] = lambda one: one[one["cold_item"]]
-    found = {}
+    found: dict[str, list[float]] = {}
     for part, of in parts.items():
         sides = [[_aucs(of(one)) for one in frames] for frames in (ours, others)]
         found |= {part + name: list(lead) for name, lead in differences(sides[0], sides[1]).items()}

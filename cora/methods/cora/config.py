@@ -19,6 +19,8 @@ class CoRAConfig(PairConfig):
                        is adapted by A(u, i), as published
     targets_per_prompt with shared_prefix: rows of one user and day, at most, that share a beginning in training, the
                        history as of the first of them; a batch has as many tokens as batch_size prompts then
+    shared_rank        rank of a plain LoRA beside the generated part, [A0 | A(u, i)] and [P0 ; P], A0 and P0 learned
+                       and the same for all samples; 0 for none, as published
     generator_options  the options of the generator by name (see its Options class). Each is also taken as a field:
                        CoRAConfig(generator="qformer", num_queries=2), config.num_queries. Those of a generator that is
                        not the chosen one are checked and kept.
@@ -31,6 +33,7 @@ class CoRAConfig(PairConfig):
     generator: str = "mlp"
     shared_prefix: bool = False
     targets_per_prompt: int = 8
+    shared_rank: int = 0
     generator_options: dict[str, Any] = field(default_factory=dict)
 
     def __init__(self, **values: Any) -> None:
@@ -41,6 +44,7 @@ class CoRAConfig(PairConfig):
         check_choice("generator", self.generator, tuple(GENERATORS))
         check_flag("shared_prefix", self.shared_prefix)
         check_int("targets_per_prompt", self.targets_per_prompt, at_least=1)
+        check_int("shared_rank", self.shared_rank, at_least=0)
         for name, value in given.items():
             if name not in option_names():
                 raise TypeError(f"{name}: neither a field of CoRAConfig nor an option of a generator")

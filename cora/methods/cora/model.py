@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from cora.collaborative import CollaborativeEmbeddings
 from cora.generators import generator_class
+from cora.generators.shared_part import SharedPart
 from cora.llm.deltas import Delta
 from cora.methods.config import PairConfig
 from cora.methods.cora.config import CoRAConfig
@@ -35,6 +36,7 @@ class CoRAModel(PairModel):
 
     Config: ClassVar[type[PairConfig]] = CoRAConfig
     config: CoRAConfig
+    shared_part: SharedPart | None
 
     def __init__(self, base_model: PreTrainedModel, config: CoRAConfig, embeddings: CollaborativeEmbeddings) -> None:
         super().__init__(base_model, config, embeddings)
@@ -42,10 +44,12 @@ class CoRAModel(PairModel):
         with self.or_unpatched():
             generator = make(config.options, dim, self.patch.layers, config.r, config.scaling)
         self.generator = generator.to(base_model.device)
+        part = SharedPart(self.patch.layers, config.shared_rank, config.scaling) if config.shared_rank else None
+        self.register_module("shared_part", part)
 
     def deltas(self, samples: Samples) -> dict[str, Delta]:
         """What the generator makes of each sample's user and item."""
         pair = self.pair(samples)
         with torch.autocast(self.base.device.type, enabled=False):
             deltas: dict[str, Delta] = self.generator(*pair)
-        return deltas
+            return deltas if self.shared_part is None else self.shared_part(deltas)
