@@ -16,7 +16,7 @@ def train_mf_published(
     learning_rate: float = 1e-3,
     weight_decay: float = 1e-4,
     batch_size: int = 2048,
-    max_epochs: int = 200,
+    max_epochs: int = 1000,
     patience: int = 20,
     seed: int = 0,
 ) -> tuple[CollaborativeEmbeddings, FitResult]:

@@ -39,7 +39,7 @@ def train_sasrec(
     The past of a row is what its user rated at an earlier time, the newest `max_length` rows; rows of the same moment
     and of the row's own item are no part of it, so no vector has seen its own row, and a user unseen in training has a
     vector like any other. `PastEncoder` says how it is read. q_i
-    starts at `item_factors`, which know who rated what (ML-1M at dim 18, valid AUC .766; from small
+    starts at `item_factors`, which know who rated what (ML-1M at dim 18: valid AUC .770; from small
     random ones, as published, .736). e_u = [p, b, 1] and e_i = [q_i, 1, c_i], dim wide, fp32; the users' table holds
     e_u after all of their rows in train; the embeddings name their encoder and carry it.
 
