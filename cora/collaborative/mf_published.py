@@ -23,8 +23,9 @@ def train_mf_published(
     """minimise BCE(<e_u, e_i>, label) by Adam, lr 1e-3, weight decay 1e-4: the baseline of the paper (dim 256 there).
 
     No biases, and tables that start as torch's nn.Embedding does, at N(0, 1): logits of deviation sqrt(dim), 16 at
-    256, which the training has to shrink before it can learn. `train_mf` starts at logits of zero and knows how much
-    an item is liked in general; that is the whole difference. Size of a batch, most epochs and patience are ours.
+    256, which the training has to shrink before it can learn. On ML-1M that takes hundreds of epochs (valid AUC .545
+    after 200, .714 at the best, after 387), where `train_mf`, which starts at logits of zero and knows how much an item
+    is liked in general, has .734 after 8. Size of a batch, most epochs and patience are ours.
 
     train, valid, what is returned and raised: as of `train_mf`, but dim may be 1. Source: Liu et al., AAAI 2025,
     and the code of CoLLM (Zhang et al., 2023), from which it has its vectors.
