@@ -63,7 +63,7 @@ cuda-build:
 	cd build/cuda && ../../.venv-cuda/bin/python -m cora_kernels.info
 
 clean:
-	rm -rf .venv build *.egg-info cora_kernels/*.so
+	rm -rf .venv build *.egg-info cora_kernels/*.so cora_kernels/built.json
 
 $(READY): pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or later is needed, PYTHON=... names one; found " + sys.version)'

@@ -76,7 +76,7 @@ def record(command: build_ext, torch_version: str | None, reason: str) -> None:
             os.remove(stale)
     os.makedirs(folder, exist_ok=True)
     with open(join(folder, "built.json"), "w", encoding="utf-8") as file:
-        json.dump({"torch": torch_version, "reason": reason}, file)
+        json.dump({"suffix": sysconfig.get_config_var("EXT_SUFFIX"), "torch": torch_version, "reason": reason}, file)
     wheel = command.distribution.get_command_obj("bdist_wheel", create=False)
     if wheel is not None:
         wheel.root_is_pure = torch_version is None

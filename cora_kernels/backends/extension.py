@@ -4,6 +4,7 @@ The ops of every backend take the same arguments in the same order: see `csrc/bi
 """
 
 import json
+import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
@@ -27,7 +28,9 @@ def _recorded() -> tuple[str | None, str]:
     """What setup.py recorded: the torch that `_C` was built for, or None; and why it was not built."""
     try:
         found = json.loads((Path(__file__).parents[1] / "built.json").read_text(encoding="utf-8"))
-        return found["torch"], found["reason"]
+        # A checkout may hold extensions for several Pythons: the record is of the last one that was built.
+        own = found["torch"] is None or found["suffix"] == sysconfig.get_config_var("EXT_SUFFIX")
+        return (found["torch"], found["reason"]) if own else (None, "")
     except (OSError, ValueError, KeyError, TypeError):
         return None, ""
 
@@ -53,7 +56,9 @@ if not _is_for_another_torch():  # Loading it would fail on some symbol, or wors
         # Python calls a module that is not there a circular import.
         _missing = str(error) if find_spec("cora_kernels._C") else _missing or "it was not built"
     else:
-        loaded, built_for = True, built_for or _C.torch_version
+        loaded = True
+        if built_for is None or not built_for.startswith(_C.torch_version):  # The record is of another file.
+            built_for = _C.torch_version
 
 # Why `_C` cannot serve, or None.
 unavailable = _why_not()

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import warnings
 import zipfile
 from pathlib import Path
@@ -151,12 +152,13 @@ def again(monkeypatch: pytest.MonkeyPatch, record: dict[str, Any] | None, tmp_pa
     [
         (None, "the native extension is not there (it was not built)"),
         (dict(torch=None, reason="no compiler"), "the native extension is not there (no compiler)"),
+        (dict(torch="1.9.0", reason="", suffix=".so"), "the native extension is not there (it was not built)"),
         (
-            dict(torch="1.9.0", reason=""),
+            dict(torch="1.9.0", reason="", suffix=sysconfig.get_config_var("EXT_SUFFIX")),
             f"the native extension was built for torch 1.9.0, this is {torch.__version__}",
         ),
     ],
-    ids=["no record", "not built", "another torch"],
+    ids=["no record", "not built", "another Python", "another torch"],
 )
 def test_the_first_call_that_falls_back_warns_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, record: dict[str, Any] | None, reason: str
