@@ -36,14 +36,19 @@ print(json.dumps([sysconfig.get_config_var("EXT_SUFFIX"), found, [path for path 
 """
 
 
+def is_made_for_the_build() -> bool:
+    """Whether this environment is the frontend's own, which it put setuptools into; pip puts it beside."""
+    return setuptools.__file__.startswith(join(sys.prefix, ""))
+
+
 def interpreters() -> Iterator[str]:
     """The Python of the environment that is installed into: pip builds with that very one, and hides its packages.
 
-    Others (uv, build) make an environment for the build, and setuptools is part of it. Then the environment is the one
-    that is activated, .venv beside the sources, or that of which the new one was made.
+    Others (uv, build) make an environment for the build. Then the environment is the one that is activated, .venv
+    beside the sources, or that of which the new one was made.
     """
     yield sys.executable
-    if not setuptools.__file__.startswith(join(sys.prefix, "")):
+    if not is_made_for_the_build():
         return
     for folder in os.environ.get("PATH", "").split(os.pathsep):
         if exists(join(folder, "..", "pyvenv.cfg")) or exists(join(folder, "..", "conda-meta")):
@@ -100,7 +105,8 @@ def native() -> dict:
         import torch
         from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
     except ImportError as error:
-        BuildNothing.reason = f"the build found no torch in the environment ({error})"
+        which_one = "activated environment" if is_made_for_the_build() else "environment"
+        BuildNothing.reason = f"the build found no torch in the {which_one} ({error})"
         return {"ext_modules": [Extension("cora_kernels._C", [])], "cmdclass": {"build_ext": BuildNothing}}
 
     class BuildNative(BuildExtension):

@@ -128,7 +128,7 @@ def test_without_torch(tmp_path: Path) -> None:
     for name in {file.parts[0] for file in files if file.parts[0].startswith(("setuptools", "_distutils_hack"))}:
         shutil.copytree(str(importlib.metadata.distribution("setuptools").locate_file(name)), packages / name)
     printed, wheel = build_wheel(tmp_path, python, PATH=os.defpath)
-    check_nothing_built(printed, wheel, "the build found no torch in the environment")
+    check_nothing_built(printed, wheel, "the build found no torch in the activated environment")
 
 
 def again(monkeypatch: pytest.MonkeyPatch, record: dict[str, Any] | None, tmp_path: Path) -> ModuleType:
