@@ -10,6 +10,9 @@ from cora.data.histories import raters
 
 _MOST_STEPS = 100  # Newton's steps take about ten
 _CLOSE = 1e-6
+_MOST_RATERS = (
+    4096  # more than any item of MovieLens-1M has; the bias of a more popular one does not hang on one of them
+)
 _ROWS_AT_ONCE = 1 << 16  # pairs whose vectors are gathered at once
 
 
@@ -42,7 +45,7 @@ def items_without_own_rating(embeddings: CollaborativeEmbeddings, rows: pd.DataF
 
 def _biases(embeddings: CollaborativeEmbeddings, rows: pd.DataFrame, train: pd.DataFrame, bias: int) -> np.ndarray:
     """The mode of the bias of each row's item, given what others than the row's user said of it, by Newton's steps."""
-    users, labels = raters(rows, train)
+    users, labels = raters(rows, train, _MOST_RATERS)
     row = np.repeat(np.arange(len(rows)), np.diff(users.offsets))
     rest = _logits_without(embeddings, users.values, rows["item_id"].to_numpy(), row, bias)
     table = embeddings.items[:, bias].double()

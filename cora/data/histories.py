@@ -73,14 +73,15 @@ def pasts(rows: pd.DataFrame, known: pd.DataFrame, newest: int | None = None) ->
     return items, labels
 
 
-def raters(rows: pd.DataFrame, known: pd.DataFrame) -> tuple[Ragged, Ragged]:
-    """Users who have a row with the item of each of `rows` in `known`, at any time, and their labels, the row's own
-    user left out.
+def raters(rows: pd.DataFrame, known: pd.DataFrame, newest: int | None = None) -> tuple[Ragged, Ragged]:
+    """Users who have a row with the item of each of `rows` in `known`, at any time, and their labels, the `newest` of
+    them or all, the row's own user left out.
 
     rows: user_id, item_id; known: those, timestamp and label.
     """
     swap = {"user_id": "item_id", "item_id": "user_id"}
-    return pasts(rows.rename(columns=swap).assign(timestamp=np.iinfo(np.int64).max), known.rename(columns=swap))
+    rows = rows.rename(columns=swap).assign(timestamp=np.iinfo(np.int64).max)
+    return pasts(rows, known.rename(columns=swap), newest)
 
 
 def _of_users(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:

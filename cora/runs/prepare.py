@@ -27,14 +27,19 @@ class PreparedData:
     data: Interactions
 
     @cached_property
+    def whole_splits(self) -> Splits:
+        """The parts with all their rows, whatever the share of cold items."""
+        config = self.config
+        by = "ratio" if "split" in self.data.frame or config.split == "cold-items" else config.split
+        return split(self.data, by, valid_from=config.valid_from, test_from=config.test_from, last=config.leave_last)
+
+    @cached_property
     def splits(self) -> Splits:
         """Train, valid and, where there is one, test, with `warm` for rows of known user and item, and `cold_item`
         where there is a share of cold items."""
-        config = self.config
-        by = "ratio" if "split" in self.data.frame or config.split == "cold-items" else config.split
-        parts = split(self.data, by, valid_from=config.valid_from, test_from=config.test_from, last=config.leave_last)
-        if config.share_of_cold_items:
-            parts = with_cold_items(parts, config.share_of_cold_items, config.seed)
+        parts, share = self.whole_splits, self.config.share_of_cold_items
+        if share:
+            parts = with_cold_items(parts, share, self.config.seed)
         users, items = (parts.train[name].unique() for name in ("user_id", "item_id"))
         warm = {
             name: frame.assign(
@@ -122,13 +127,15 @@ def prepare_on(config: RunConfig, source: str) -> Prepared:
             said = ["whole numbers" if kind else "text" for kind in kinds]
             raise ValueError(f"data: {name} is {said[1]} in {other.name}, but {said[0]} in {own.data.name}")
     kept = [
-        frame.assign(split=name) for name, frame in own.splits.parts().items() if name not in set(other.frame["split"])
+        frame.assign(split=name)
+        for name, frame in own.whole_splits.parts().items()
+        if name not in set(other.frame["split"])
     ]
-    frame = pd.concat([*kept, other.frame], ignore_index=True)
-    frame = frame.drop(columns=["warm", "cold_item"], errors="ignore").sort_values("timestamp", kind="stable")
+    frame = pd.concat([*kept, other.frame], ignore_index=True).sort_values("timestamp", kind="stable")
     data = Interactions(frame.reset_index(drop=True), own.data.titles | other.titles, other.name)
-    # The training part is without its cold items already.
-    return replace(own, config=replace(config, data=source, split="ratio", cold_share=0.0), data=data)
+    # Cold items are drawn by those of train, which is the run's own, and so are the same ones again.
+    config = replace(config, data=source, split="ratio", cold_share=config.share_of_cold_items)
+    return replace(own, config=config, data=data)
 
 
 def prepare(config: RunConfig) -> Prepared:

@@ -77,7 +77,8 @@ class Recommender:
                 "timestamp": np.iinfo(np.int64).max,
             }
         )
-        histories = liked_before(now, self.frame, self.prepared.method_config.max_history)
+        known = self.prepared.splits.of_users(now["user_id"])
+        histories = liked_before(now, known, self.prepared.method_config.max_history)
         rows = self._ranked(now, histories, unseen)
         titles = [[self.titles[item] for item in history] for history in histories]
         return titles, self._best(rows)

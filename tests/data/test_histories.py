@@ -91,3 +91,16 @@ def test_the_whole_past_is_that_before_the_last_moment() -> None:
     rows = pd.DataFrame({"user_id": [1, 2, 3], "item_id": [7, 7, 7], "timestamp": [last, last, last]})
     assert liked_before(rows, known, 10) == [[3, 4], [5], []]
     assert liked_before(rows, known[:0], 10) == [[], [], []]
+
+
+@pytest.mark.parametrize("newest", [0, 1, 3, 100])
+def test_the_newest_of_a_past_are_its_end(newest: int) -> None:
+    random.seed(2)
+    rows = [(random.randrange(3), random.randrange(4), random.randrange(2), random.randrange(30)) for _ in range(80)]
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "label", "timestamp"])
+    whole, parts = pasts(frame, frame), pasts(frame, frame, newest)
+    for all_of_it, part in zip(whole, parts, strict=True):
+        assert part.tolist() == [one[max(0, len(one) - newest) :] for one in all_of_it.tolist()]
+        assert len(part) == 80 and part.offsets.dtype == np.int64 and part[-1].tolist() == part.tolist()[-1]
+    with pytest.raises(IndexError):
+        whole[0][80]

@@ -58,3 +58,14 @@ def test_errors(run: Path, parts: dict[str, pd.DataFrame], tmp_path: Path) -> No
     named = parts["test"].assign(user_id="u" + parts["test"]["user_id"].astype(str))
     with pytest.raises(ValueError, match="data: user_id is text in named, but whole numbers in data"):
         evaluate(run, str(written(tmp_path / "named", {"test": named})))
+
+
+def test_cold_items_of_a_test_part_alone_are_those_of_the_run(
+    settings: dict[str, Any], parts: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    data = written(tmp_path / "data", {name: parts[name] for name in ("train", "valid")})
+    changes = dict(data=str(data), steps=1, cold_share=0.3)
+    result = train(RunConfig(**(settings | changes)), tmp_path / "run")
+    whole = evaluate(tmp_path / "run", str(written(tmp_path / "whole", parts)))
+    assert 0 < whole["cold_item_rows"] < whole["rows"] and 0 < result["cold_item_rows"] < result["rows"]
+    assert evaluate(tmp_path / "run", str(written(tmp_path / "alone", {"test": parts["test"]}))) == whole
