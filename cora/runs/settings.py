@@ -48,7 +48,7 @@ class RunConfig:
                                       "embeddings (default: fold-in, but table with --embeddings that do not come from "
                                       "cora fit)")  # fmt: skip
     collaborative: str = _option("svd-logistic", f"model that makes the vectors: {', '.join(COLLABORATIVE)}")
-    dim: int = _option(16, "width of the vectors")
+    dim: int = _option(10, "width of the vectors")
     dtype: str = _option("auto", "of the language model: float32, bfloat16, float16, or auto, which is bfloat16 where "
                                  "the device computes it fast")  # fmt: skip
     steps: int = _option(400, "optimiser steps at most")
