@@ -78,6 +78,11 @@ class MethodModel(nn.Module):
         """The handle of the patched language model."""
         return self.scorer.patch
 
+    @property
+    def ranks_from_the_start(self) -> bool:
+        """Whether the scores rank before anything is learned, by more than the language model alone."""
+        return False
+
     def told(self, samples: Samples) -> Samples:
         """The samples as the method is told of them: of some, in training, it may be told less. Of those that are so
         already nothing is changed."""

@@ -45,6 +45,10 @@ class PairModel(MethodModel):
     def vector_width(self) -> int:
         return self.embeddings.users.shape[1]
 
+    @property
+    def ranks_from_the_start(self) -> bool:
+        return self.config.offset
+
     def told(self, samples: Samples) -> Samples:
         """In training some users and some items are taken for unknown, by the shares of the configuration."""
         shares = self.config.user_dropout, self.config.item_dropout

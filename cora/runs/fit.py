@@ -69,6 +69,9 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Trains the model to its best checkpoint, from the last one there is; returns the Trainer's log.
 
+    Of a model that ranks before it has learned anything, as with an offset, the start is a checkpoint like the others:
+    what it is trained to is never worse on the validation rows.
+
     Raises Diverged, a ValueError, when the loss or a score is not finite; the checkpoints are kept.
     """
     checkpoint = _last_checkpoint(run.checkpoints)
@@ -92,11 +95,22 @@ def fit(
         callbacks=callbacks,
     )
     print(_announcement(arguments, model, prompts, training))
+    start = {name: value.clone() for name, value in model.state_dict().items()} if model.ranks_from_the_start else None
     trainer.train(resume_from_checkpoint=checkpoint)
-    model.save_pretrained(run.model)
     history: list[dict[str, Any]] = trainer.state.log_history
+    if start is not None and _start_is_best(history):
+        print("no checkpoint ranks the validation rows better than the start did: the start is kept")
+        model.load_state_dict(start)
+    model.save_pretrained(run.model)
     run.write(run.history, json.dumps(history, indent=1) + "\n")
     return history
+
+
+def _start_is_best(history: list[dict[str, Any]]) -> bool:
+    """Whether the validation before the first step has a higher AUC than every one after it."""
+    aucs = [(entry["step"], entry["eval_auc"]) for entry in history if "eval_auc" in entry]
+    start = [auc for step, auc in aucs if step == 0]
+    return bool(start) and all(auc < start[0] for step, auc in aucs if step > 0)
 
 
 def _in_batches_of_length(prompts: PromptDataset, arguments: TrainingArguments) -> Subset[dict[str, Any]]:

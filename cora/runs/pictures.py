@@ -11,9 +11,11 @@ from cora.runs.metrics import label_of
 _TRAIN, _METHOD, _OTHERS = "#7f8c9a", "#0b6fb8", "#c4621a"
 
 
-def training_picture(history: list[dict[str, Any]], method: str, others: dict[str, float], path: Path) -> None:
-    """Loss and validation AUC of the method against steps, as a PNG. history: the Trainer's log; others: AUC of what
-    needs no language model on the same rows, by name."""
+def training_picture(
+    history: list[dict[str, Any]], method: str, start: str, others: dict[str, float], path: Path
+) -> None:
+    """Loss and validation AUC of the method against steps, as a PNG. history: the Trainer's log; start: what it is
+    before the first; others: AUC of what needs no language model on the same rows, by name."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, aucs = figure.subplots(1, 2)
     train = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
@@ -27,7 +29,7 @@ def training_picture(history: list[dict[str, Any]], method: str, others: dict[st
         color=_METHOD,
         marker="o",
         markersize=3,
-        label=f"{label_of(method)} (step 0: the LLM alone)",
+        label=f"{label_of(method)} (step 0: {start})",
     )
     for style, (name, value) in zip(("--", ":"), others.items(), strict=False):
         aucs.axhline(value, color=_OTHERS, linestyle=style, label=label_of(name))

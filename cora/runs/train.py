@@ -68,7 +68,8 @@ def _train(
     history = fit(config, run, arguments, model, prompts)
     alone = collaborative_scores(embeddings, unscored(rows["valid"]), vectors["valid"])
     levels = {name: one["auc"] for name, one in summary(alone)["methods"].items()}
-    training_picture(history, config.method, levels, run.picture)
+    start = "the vectors alone" if model.ranks_from_the_start else "the LLM alone"
+    training_picture(history, config.method, start, levels, run.picture)
     print(f"{len(found)} {part} rows scored by {method.label}")
     found[config.method] = score_prompts(model, prompts[part])
     run.write(run.predictions, found)

@@ -267,3 +267,19 @@ def test_rows_are_sampled_alike(settings: dict[str, Any]) -> None:
     users, items = set(train_rows["user_id"]), set(train_rows["item_id"])
     expected = [u in users and i in items for u, i in zip(test["user_id"], test["item_id"], strict=True)]
     assert np.array_equal(test["warm"], expected)
+
+
+def test_with_an_offset_the_model_is_never_worse_than_its_vectors(settings: dict[str, Any], tmp_path: Path) -> None:
+    """A rate that throws the model off at once: the start is kept, and scores as the vectors do, bit for bit."""
+    fields = settings["cora"] | dict(offset=True)
+    spoilt = settings | dict(cora=fields, learning_rate=30.0, warmup_steps=0, steps=4, eval_every=2)
+    result = train(RunConfig(**spoilt), tmp_path / "run")
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    aucs = {entry["step"]: entry["eval_auc"] for entry in history if "eval_auc" in entry}
+    assert max(aucs, key=lambda step: aucs[step]) == 0, aucs
+    assert result["valid_auc"] == aucs[0]
+    assert result["methods"]["cora"] == pytest.approx(result["methods"]["fold_in"])
+    # A run that is resumed after its last checkpoint, with the start no longer in memory, ends alike.
+    (tmp_path / "run" / "metrics.json").unlink()
+    (tmp_path / "run" / "predictions.parquet").unlink()
+    assert train(RunConfig(**spoilt), tmp_path / "run")["methods"]["cora"] == result["methods"]["cora"]
