@@ -141,6 +141,10 @@ def test_an_old_driver_stops_make_gpu_and_warns_the_others(tmp_path):
     assert stopped.returncode == 1 and "TORCH_INDEX=" in stopped.stderr and stopped.stderr.count("\n") == 1
     assert warned.returncode == 0 and "TORCH_INDEX=" in warned.stderr
     assert (served.returncode, served.stderr) == (0, "")
+    tool.rename(tmp_path / "rocminfo")
+    assert run("--must").returncode == 0, "an AMD GPU has another driver"
+    (tmp_path / "rocminfo").unlink()
+    assert "no NVIDIA driver answers" in run("--must").stderr and run().stderr == ""
 
 
 def test_make_gpu_reads_the_driver_first():

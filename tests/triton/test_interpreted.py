@@ -194,6 +194,21 @@ def test_a_scaling_without_dimensions_is_the_number(strategy, prefer):
 
 
 @interpreted
+@pytest.mark.parametrize("strategy", STRATEGIES[:3])
+def test_an_infinite_column_of_one_sample_is_not_that_of_another(strategy, prefer):
+    """In a tile of both: each sample's own columns are lost, and no more."""
+    prefer(strategy)
+    inputs = make_inputs(
+        Case(lengths=(3, 4), k=16, n=(24,), r=4, dtype=torch.float16, sample_b=True), requires_grad=False
+    )
+    inputs.lora_bs[0][0, :, 5], inputs.lora_bs[0][1, :, 9] = float("inf"), float("inf")
+    (y,) = call(inputs, "triton")
+    lost = torch.zeros(7, 24, dtype=torch.bool)
+    lost[:3, 5], lost[3:, 9] = True, True
+    assert torch.equal(y.isfinite(), ~lost)
+
+
+@interpreted
 def test_strided_boundaries():
     """Every other number of a wider tensor: the kernels read boundaries next to one another."""
     inputs = make_inputs(Case(lengths=(3, 0, 5), sample_b=True), requires_grad=False)
