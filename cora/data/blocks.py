@@ -49,6 +49,8 @@ def blocks(
         rows = np.flatnonzero(ends > starts)  # what is left out are empty lines
         if has_header and len(rows):
             raw, rows, has_header = raw[ends[rows[0]] + 1 :], rows[1:], False
+        if raw.startswith(codecs.BOM_UTF8):
+            raise Odd  # Arrow leaves the mark out wherever what it reads begins
         if len(rows):
             columns = _columns(raw, separator, quoted, width, wanted)
             if len(columns[0]) != len(rows):

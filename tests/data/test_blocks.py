@@ -101,6 +101,11 @@ def test_what_arrow_reads_otherwise_is_left_alone(tmp_path: Path, block: int, ro
         list(blocks.blocks(tmp_path / "t.csv", "\n", ",", True, True, 5, [0, 4]))
 
 
+def test_a_byte_order_mark_within_the_file_is_a_part_of_the_value(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n\ufeffx,1\n")
+    assert cells(read(tmp_path / "t.csv"))[1] == ["\ufeffx"]
+
+
 def test_an_error_in_a_later_block_names_its_line(tmp_path: Path, block: int) -> None:
     (tmp_path / "t.csv").write_text(PLAIN.replace("\n40,1,0.0,", "\n\n40,1,good,"))
     with pytest.raises(ValueError, match="t.csv, line 43: rating must be a finite number, got 'good'"):
@@ -118,7 +123,9 @@ def test_ids_are_text_everywhere_if_one_block_has_text(tmp_path: Path, block: in
 
 @given(
     rows=st.lists(
-        st.tuples(*[st.one_of(st.sampled_from(["", "1", "-5", "007", "a"]), st.text('ab",\n\t ', max_size=4))] * 2),
+        st.tuples(
+            *[st.one_of(st.sampled_from(["", "1", "-5", "007", "a"]), st.text('ab",\n\t \ufeff', max_size=4))] * 2
+        ),
         min_size=1,
         max_size=12,
     ),
