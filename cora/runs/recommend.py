@@ -1,5 +1,6 @@
 """Items recommended to users by a finished run."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,7 +127,7 @@ def as_id(name: str, text: str, column: pd.Series) -> Any:
     """The id that a text is in a column. Raises ValueError, of the argument `name`, for one that it cannot hold."""
     if not pd.api.types.is_integer_dtype(column.dtype):
         return text
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{name}: expected a whole number, as the data's ids are, got {text!r}") from None
+    # int() would read 1_0 as ten. No more digits than int64 has: of thousands int() itself is refused.
+    if not re.fullmatch(r"[+-]?[0-9]{1,19}", text.strip()) or not -(2**63) <= int(text) < 2**63:
+        raise ValueError(f"{name}: expected a whole number, as the data's ids are, got {text!r:.80}")
+    return int(text)
