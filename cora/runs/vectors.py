@@ -21,6 +21,8 @@ def fit_vectors(config: RunConfig, out: str | Path) -> dict[str, Any]:
     out = Path(out)
     if out.suffix != ".safetensors" or out.is_dir():
         raise ValueError(f"out: expected a file NAME.safetensors, got {str(out)!r}")
+    if beside := [one for one in out.parents if one.exists() and not one.is_dir()]:
+        raise ValueError(f"out: expected a file in a folder, {beside[0]} is none")
     prepared = PreparedData(config, load_interactions(config.data, config.positive_rating))
     splits = prepared.splits
     embeddings, result = COLLABORATIVE[config.collaborative](splits.train, splits.valid, config.dim, seed=config.seed)
