@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pandas as pd
-import yaml
 
 from cora.data import NAMED_DATA
+from cora.data.problems import clipped
 from cora.fetching import cache_folder
 from cora.generators import GENERATORS, generator_class
 from cora.methods import METHODS
@@ -21,13 +21,15 @@ from cora.methods.config import MethodConfig
 from cora.prompts.template import one_line
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import as_table, joined, summary
-from cora.runs.settings import RunConfig, load_settings
+from cora.runs.settings import RunConfig, load_settings, value_of
 
 # The settings that decide what `cora fit` makes.
 _OF_VECTORS = (
     "data", "positive_rating", "split", "valid_from", "test_from", "leave_last", "cold_share", "collaborative", "dim",
     "seed",
 )  # fmt: skip
+
+_LONGEST_ERROR = 300  # characters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         if sys.flags.dev_mode:  # python -X dev
             raise
-        print(f"cora: error: {error}", file=sys.stderr)
+        print(clipped(f"cora: error: {' '.join(str(error).split())}", _LONGEST_ERROR), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ncora: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -74,7 +76,10 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name, value in vars(options).items() if name in _settings() and value is not None}
     settings = load_settings(options.config) if options.config else {}
     for name in ("cora", "trainer"):
-        given[name] = {**(settings.get(name) or {}), **dict(getattr(options, name))}
+        of_file = settings.get(name) or {}
+        if not isinstance(of_file, dict):
+            raise TypeError(f"{name}: expected names with values in {options.config}, got {of_file!r:.80}")
+        given[name] = {**of_file, **dict(getattr(options, name))}
     return {**settings, **given}
 
 
@@ -298,7 +303,10 @@ def _pair(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
-    return name, yaml.safe_load(value)
+    try:
+        return name, value_of(name, value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

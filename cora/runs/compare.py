@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from cora.files import write_files
 from cora.methods import load_method
 from cora.runs.folder import RunFolder
 from cora.runs.intervals import Interval, UserAUCs, differences
 from cora.runs.metrics import BASELINES, identified, label_of, metrics
-from cora.runs.settings import RunConfig
+from cora.runs.settings import RunConfig, value_of
 from cora.runs.train import train
 
 
@@ -35,7 +34,7 @@ class Contestant:
         pairs = [part.partition("=") for part in rest.split(",")] if colon else []
         if wrong := [name for name, equals, _ in pairs if not equals or not name]:
             raise ValueError(f"methods: expected METHOD or METHOD:NAME=VALUE,…, got {wrong[0]!r} in {text!r}")
-        return cls(method, {name: yaml.safe_load(value) for name, _, value in pairs})
+        return cls(method, {name: value_of(name, value) for name, _, value in pairs})
 
     @property
     def label(self) -> str:

@@ -131,6 +131,14 @@ _LEAST = {
 }  # fmt: skip
 
 
+def value_of(name: str, text: str) -> Any:
+    """The value that a text is in YAML. Raises ValueError, of the field `name`, for a text that is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"{name}: expected a value as YAML writes it, got {text!r:.80}") from None
+
+
 def load_settings(path: str | Path) -> dict[str, Any]:
     """The settings in a YAML or JSON file. Raises FileNotFoundError, and ValueError for a file that holds none."""
     path = Path(path)

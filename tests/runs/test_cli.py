@@ -130,6 +130,19 @@ def test_runs_of_the_same_rows_make_one_table(
         (["evaluate", "--run", "nowhere"], "run: nowhere is not the folder of a run"),
         (["evaluate", "--run", "RUN", "--rows", "-1"], "rows: expected a whole number from 0"),
         (["score", "--run", "RUN", "--user", "ann"], "user: expected a whole number"),
+        (["score", "--run", "RUN", "--user", "1_0"], "user: expected a whole number, as the data's ids are, got '1_0'"),
+        (["score", "--run", "RUN", "--user", "9" * 25], "user: expected a whole number"),
+        (["explain", "--run", "RUN", "--user", "1", "--item", "9" * 5000], "item: expected a whole number"),
+        (
+            ["train", "--out", "x", "--config", "values.yaml"],
+            "cora: expected names with values in values.yaml, got [1]",
+        ),
+        (["train", "--out", "x", "--data", "d", "--model", "m", "--cora", "bogus=1"], "unknown configuration fields"),
+        (["compare", "--out", "x", "--methods", "cora:r=["], "r: expected a value as YAML writes it, got '['"),
+        (
+            ["fit", "--out", "bad.yaml/x.safetensors", "--data", "d"],
+            "out: expected a file in a folder, bad.yaml is none",
+        ),
         (["score", "--run", "RUN", "--user", "1", "--top", "0"], "top, candidates: expected 1 <= top"),
         (["score", "--run", "unfinished", "--user", "1"], "run: the training in unfinished has not finished"),
     ],
@@ -146,14 +159,19 @@ def test_errors_are_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.yaml").write_text("[1]")
     (tmp_path / "bad.yaml").write_text("{a: [")
+    (tmp_path / "values.yaml").write_text("cora: [1]")
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "config.yaml").write_text((finished / "config.yaml").read_text())
     assert main([str(finished) if word == "RUN" else word for word in arguments]) == 2
     shown = capsys.readouterr().err
     assert f"cora: error: {message}" in shown and "Traceback" not in shown
+    assert len(shown) <= 301 and shown.count("\n") == 1
 
 
 def test_bad_pair(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--out", "x", "--cora", "r"])
     assert "expected NAME=VALUE, got 'r'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--out", "x", "--cora", "r=["])
+    assert "r: expected a value as YAML writes it, got '['" in capsys.readouterr().err
