@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -135,3 +135,52 @@ def test_the_tokenizer_fills_the_slots(tmp_path: Path) -> None:
     config.to_json_string()
     (tmp_path / "config.json").write_text(config.to_json_string())
     assert CoLLMConfig.load(tmp_path / "config.json") == config
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("architecture", ["llama", "opt"])  # packed, and padded
+def test_padding_may_be_of_the_slots_token(make_base: Any, slotted: Any, architecture: str, side: str) -> None:
+    ids, mask = slotted
+    names = ("q_proj", "v_proj")
+    model = build(make_base(architecture), target_modules=names)
+    expected = model.score(ids, mask, USERS, ITEMS)
+    if side == "right":
+        order = mask.argsort(dim=1, descending=True, stable=True)
+        ids, mask = ids.gather(1, order), mask.gather(1, order)
+    ids = ids.masked_fill(mask == 0, SLOT)
+    torch.testing.assert_close(model(ids, mask, USERS, ITEMS).logits, expected, atol=3e-5, rtol=1e-4)
+    torch.testing.assert_close(model.score(ids, mask, USERS, ITEMS, batch_size=2), expected, atol=3e-5, rtol=1e-4)
+    if side == "left":
+        options: dict[str, Any] = dict(max_new_tokens=2, do_sample=False, pad_token_id=0, eos_token_id=None)
+        texts = model.generate(ids, mask, user_ids=USERS, item_ids=ITEMS, **options)
+        assert torch.equal(
+            texts, torch.cat([ids, model.generate(*slotted, user_ids=USERS, item_ids=ITEMS, **options)[:, -2:]], 1)
+        )
+
+
+def test_every_prompt_has_its_two_slots_at_every_stage(make_base: Any, slotted: Any) -> None:
+    ids, mask = slotted
+    ids = ids.clone()
+    ids[0, 1], ids[4, 0] = 5, SLOT  # as many as they should be, in the wrong rows
+    model = build(make_base("llama"))
+    for done in (0.0, 1.0):
+        model.at(done)
+        with pytest.raises(ValueError, match="twice a prompt, 10 times, got it 10 times, 1 times in row 0"):
+            model(ids, mask, USERS, ITEMS)
+
+
+def test_the_slots_token_begins_no_prompt() -> None:
+    words = ["</s>", "<pad>", "Yes", "No", "Liked", "Answer", "a"]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="</s>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 0)])
+    text = "Liked <slot> {history} <slot> {title} Answer"
+    for given, expected in ((dict(pad_token="<pad>"), "<pad>"), ({}, None)):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="</s>", eos_token="</s>", **given)
+        config = CoLLMConfig(prompt=text, answer=(" Yes", " No"))
+        if expected is None:
+            with pytest.raises(ValueError, match="prompt: the slots need an unknown, end-of-text or padding token"):
+                config.with_answer_ids(tokenizer)
+        else:
+            assert config.with_answer_ids(tokenizer).slot_token == expected

@@ -61,12 +61,23 @@ class CoLLMConfig(PairConfig):
 
     def with_answer_ids(self, tokenizer: "PreTrainedTokenizerBase") -> "Self":
         """A copy with the token ids of the answers, and with the tokenizer's unknown token in the slots, or its
-        end-of-text token where it has none: no title can hold either.
+        end-of-text token, or that for padding: the first of them that a prompt does not hold elsewhere.
 
-        Raises ValueError for an answer that is not exactly one token, and for a tokenizer with neither token.
+        Raises ValueError for an answer that is not exactly one token, and for a tokenizer without such a token.
         """
-        token = tokenizer.unk_token or tokenizer.eos_token
-        if token is None:
-            raise ValueError("prompt: the tokenizer has neither an unknown nor an end-of-text token for the slots")
-        slot_id = int(tokenizer.convert_tokens_to_ids(str(token)))  # type: ignore[arg-type]  # an id of one token
-        return super(CoLLMConfig, replace(self, slot_token=str(token), slot_id=slot_id)).with_answer_ids(tokenizer)
+        named = (tokenizer.unk_token, tokenizer.eos_token, tokenizer.pad_token)
+        for token in dict.fromkeys(str(one) for one in named if one is not None):
+            slot_id = int(tokenizer.convert_tokens_to_ids(token))  # type: ignore[arg-type]  # an id of one token
+            if token not in self.prompt and not _begins_prompts(slot_id, tokenizer):
+                config = replace(self, slot_token=token, slot_id=slot_id)
+                return super(CoLLMConfig, config).with_answer_ids(tokenizer)
+        raise ValueError(
+            "prompt: the slots need an unknown, end-of-text or padding token of the tokenizer that stands nowhere else "
+            "in a prompt, and it has none"
+        )
+
+
+def _begins_prompts(token_id: int, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the tokenizer puts this token in front of every text."""
+    alone, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    return whole[: len(alone)] != alone and whole[0] == token_id

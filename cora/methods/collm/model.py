@@ -58,19 +58,23 @@ class CoLLMModel(PairModel, SharedLoRA):
         """The embeddings of the tokens [..., h], with the soft tokens of each sample in its two slots."""
         if not self.second_stage:
             return None
-        slots = self._slots(input_ids, len(samples.user_ids))
+        slots = input_ids.eq(cast(int, self.config.slot_id))
         e_u, e_i, _ = self.pair(samples)
         with torch.autocast(self.base.device.type, enabled=False):
             soft = self.token_size * self.projection(torch.stack([e_u, e_i], 1)).flatten(0, 1)
         tokens: Tensor = cast(nn.Embedding, self.base.get_input_embeddings())(input_ids)
         return tokens.masked_scatter(slots[..., None], soft.to(tokens))
 
-    def _slots(self, input_ids: Tensor, samples: int) -> Tensor:
-        """Where the soft tokens stand, bool like input_ids. Raises ValueError unless they are two a sample."""
-        slots = input_ids.eq(cast(int, self.config.slot_id))
-        if int(slots.sum()) != 2 * samples:
+    def _checked(self, input_ids: Tensor, attention_mask: Tensor | None, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Raises ValueError, before any stage, unless every prompt holds two slots; padding of their token is none."""
+        input_ids, attention_mask = super()._checked(input_ids, attention_mask, samples)
+        slot_id = cast(int, self.config.slot_id)
+        input_ids = input_ids.masked_fill(attention_mask == 0, int(slot_id == 0))
+        counts = input_ids.eq(slot_id).sum(1)
+        if not bool((counts == 2).all()):
+            row = int((counts != 2).nonzero()[0])
             raise ValueError(
-                f"input_ids: expected the token {self.config.slot_id} ({self.config.slot_token!r}) twice a prompt, "
-                f"{2 * samples} times, got it {int(slots.sum())} times"
+                f"input_ids: expected the token {slot_id} ({self.config.slot_token!r}) twice a prompt, "
+                f"{2 * len(counts)} times, got it {int(counts.sum())} times, {int(counts[row])} times in row {row}"
             )
-        return slots
+        return input_ids, attention_mask
