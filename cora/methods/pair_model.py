@@ -63,10 +63,12 @@ class PairModel(MethodModel):
     def offsets(self, samples: Samples) -> Tensor | None:
         if not self.config.offset:
             return None
-        e_u, e_i = self.embeddings.vectors(*samples[:3], samples.item_vectors)
+        # The tables are on the CPU, vectors that were given are where the model is.
+        device = self.pairs.user_mean.device
+        e_u, e_i = (one.to(device) for one in self.embeddings.vectors(*samples[:3], samples.item_vectors))
         if samples.unknown_users is not None and samples.unknown_items is not None:
-            e_u = torch.where(samples.unknown_users[:, None], self.embeddings.users.mean(0), e_u)
-            e_i = torch.where(samples.unknown_items[:, None], self.embeddings.items.mean(0), e_i)
+            e_u = torch.where(samples.unknown_users.to(device)[:, None], self.pairs.user_mean, e_u)
+            e_i = torch.where(samples.unknown_items.to(device)[:, None], self.pairs.item_mean, e_i)
         return (e_u * e_i).sum(1)
 
     def pair(self, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from cora import CoRAConfig, CoRAModel
 from cora.collaborative import CollaborativeEmbeddings
+from cora.methods.samples import Samples
 
 USERS, ITEMS = torch.tensor([30, 10, 20, 10, 99]), torch.tensor([7, 5, 5, 6, 8])  # the last ones unknown
 
@@ -126,3 +127,15 @@ def test_item_vectors_stand_for_the_rows_of_the_table(make_base: Any, prompts: A
     assert not torch.allclose(model(ids, mask, users, items, item_vectors=table.flip(0)).logits, usual, atol=1e-3)
     with pytest.raises(ValueError, match=r"item_vectors: expected float \[4, 8\]"):
         model(ids, mask, users, items, item_vectors=table[:3])
+
+
+@pytest.mark.filterwarnings("ignore:.*unknown")
+@pytest.mark.parametrize("given", ["user_vectors", "item_vectors"])
+def test_given_vectors_are_on_the_device_of_the_model_and_the_tables_are_not(make_base: Any, given: str) -> None:
+    model = build(make_base("llama"))
+    model.pairs.to("meta")  # as a GPU is, another device than that of the tables
+    samples = Samples(USERS, ITEMS, **{given: torch.randn(5, 8, device="meta")})
+    some = torch.tensor([True, False, True, False, False])
+    for one in (samples, samples._replace(unknown_users=some, unknown_items=~some)):
+        offsets = model.offsets(one)
+        assert offsets is not None and offsets.is_meta and offsets.shape == (5,)
