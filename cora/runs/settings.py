@@ -1,6 +1,7 @@
 """The settings of `cora train`."""
 
 from dataclasses import dataclass, field, fields
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ class RunConfig:
         for name in ("data", "model"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ValueError(f"{name}: expected a name or a path, got {getattr(self, name)!r}")
+        for name in ("valid_from", "test_from"):
+            if isinstance(value := getattr(self, name), date):  # what YAML makes of a date without quotes
+                setattr(self, name, value.isoformat())
+            elif not isinstance(value, str | None):
+                raise TypeError(f"{name}: expected a date such as 2002-04-01, got {value!r:.80}")
         for name, least in _LEAST.items():
             check_int(name, getattr(self, name), least)
         for name in ("positive_rating", "learning_rate", "weight_decay", "max_minutes"):
