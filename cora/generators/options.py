@@ -12,6 +12,7 @@ GENERATORS = {
     "mlp": "cora.generators.mlp:MLPGenerator",
     "qformer": "cora.generators.qformer:QFormerGenerator",
     "per_layer": "cora.generators.per_layer:PerLayerGenerator",
+    "gated": "cora.generators.gated:GatedGenerator",
 }
 
 

@@ -21,11 +21,12 @@ Build = Callable[..., CoRAModel]
 
 
 def matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Every P."""
-    return [p for module in model.modules() if isinstance(module, SharedP) for p in module.parameters()]
+    """Every P, and every B that is mixed."""
+    shared = [p for module in model.modules() if isinstance(module, SharedP) for p in module.parameters()]
+    return shared + [p for name, p in model.named_parameters() if "lora_bs" in name]
 
 
-GENERATORS = pytest.mark.parametrize("kind", ["mlp", "per_layer"])
+GENERATORS = pytest.mark.parametrize("kind", ["mlp", "per_layer", "gated"])
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_a_batch_is_its_samples_one_by_one(base: PreTrainedModel, build: Build, 
 
 @GENERATORS
 @torch.no_grad()
-def test_permuting_users_permutes_a_and_leaves_p(base: PreTrainedModel, build: Build) -> None:
+def test_permuting_users_permutes_a_and_leaves_what_is_shared(base: PreTrainedModel, build: Build) -> None:
     model = build(base)
     order = torch.tensor([3, 0, 4, 2, 1])
     before = sampled(model)
@@ -144,7 +145,11 @@ def test_permuting_users_permutes_a_and_leaves_p(base: PreTrainedModel, build: B
     after = sampled(model, USERS[order], ITEMS[order])
     for name, layer in model.patch.layers.items():
         torch.testing.assert_close(after[name], before[name][order], atol=1e-6, rtol=1e-6)
-        assert layer.delta.lora_b is matrices[name]
+        lora_b = layer.delta.lora_b
+        if lora_b.dim() == 2:
+            assert lora_b is matrices[name]
+        else:
+            torch.testing.assert_close(lora_b, matrices[name][order], atol=1e-5, rtol=1e-5)
     assert (before[name][0] - before[name][1]).abs().max() > 1e-3
 
 

@@ -12,8 +12,9 @@ from cora.methods.config import PairConfig
 class CoRAConfig(PairConfig):
     """y = x·Wᵀ + (alpha / r) · (dropout(x) · A(u, i)) · P: the fields of MethodConfig and PairConfig, and
 
-    generator          what makes the deltas of the vectors of user and item: "mlp" (small), "qformer" (as published)
-                       or "per_layer" (an A of its own for every layer and module)
+    generator          what makes the deltas of the vectors of user and item: "mlp" (small), "qformer" (as published),
+                       "per_layer" (an A of its own for every layer and module) or "gated" (A and B mixed from a few
+                       learned LoRAs, as in RecLoRA)
     shared_prefix      whether the prompt up to the title asked about is adapted by A(u, mean item), the rest by
                        A(u, i), so that all prompts of one history share their beginning and its cost; false: all of it
                        is adapted by A(u, i), as published
