@@ -30,6 +30,9 @@ METHODS = {
         "TALLRec", "cora.methods.tallrec.config:TALLRecConfig", "cora.methods.tallrec.model:TALLRecModel"
     ),
     "collm": Method("CoLLM", "cora.methods.collm.config:CoLLMConfig", "cora.methods.collm.model:CoLLMModel"),
+    "reclora": Method(
+        "RecLoRA", "cora.methods.reclora.config:RecLoRAConfig", "cora.methods.reclora.model:RecLoRAModel"
+    ),
 }
 
 

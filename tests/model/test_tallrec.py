@@ -104,5 +104,5 @@ def test_every_method_has_the_face_of_the_table(make_base: Any) -> None:
         assert method.Config.method == name and method.Model.Config is method.Config
         with pytest.raises(ValueError, match=f"answer_ids is not set; use {method.Config.__name__}.with_answer_ids"):
             method.Model(make_base("llama"), method.Config(), None)
-    with pytest.raises(ValueError, match="method: expected one of cora, tallrec, collm, got 'nmf'"):
+    with pytest.raises(ValueError, match="method: expected one of cora, tallrec, collm, reclora, got 'nmf'"):
         load_method("nmf")
