@@ -181,7 +181,7 @@ def _gemm(name: str, p: Problem, gpu: Gpu, config: GemmConfig, rows: int, per_ti
     share = gpu.gemm / (1 + gpu.fill / p.inputs)
     tiles = rows * _cdiv(p.outputs, config.BN)
     # Multiprocessors without a tile ask for no bytes; the vendor's GEMM splits the depth for them.
-    bandwidth = gpu.bandwidth * min(1.0, tiles / gpu.multiprocessors)
+    bandwidth = gpu.bandwidth * min(1.0, max(1, tiles) / gpu.multiprocessors)
     spent = max(_waves(p, gpu, config, tiles, per_tile) / share, moved / bandwidth)
     return Launch(name, moved, int(tiles * per_tile), LAUNCH_SECONDS + spent, gpu.host, config)
 

@@ -61,6 +61,14 @@ def test_one_pass_wins_where_the_written_rule_says(gpu, rank):
             assert found["one_pass"].seconds > found["two_kernels"].seconds, (N, ratio)
 
 
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@pytest.mark.parametrize("samples, length", [(0, 7), (3, 0)])
+def test_a_batch_without_rows_has_a_plan(samples, length, backend):
+    problem = Problem(0, 24, 40, 4, samples, length, BF16, True, True)
+    for gpu in GPUS.values():
+        assert all(0 <= plan.seconds < 1 for plan in choose.plans(problem, gpu, backend))
+
+
 def test_the_vendor_gemm_wins_where_our_gemm_is_slow():
     """Fusing the expand pays only while our GEMM is within 1.3·matrix / (K·bandwidth) of the vendor's."""
     gpu, problem = GPUS["H100"], Problem(2**16, 4096, 4096, 16, 8, 2**13, BF16)
