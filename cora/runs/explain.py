@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cora.data import liked_before
+from cora.data.problems import clipped
 from cora.files import write_files
 from cora.llm.deltas import Delta
 from cora.methods.model import MethodModel
@@ -83,12 +84,17 @@ def picture(found: Explanation, user: str, path: Path) -> None:
     left.bar(found.layers["layer"].astype(str), added, color=np.where(added >= 0, _ADDS, _TAKES))
     left.set(xlabel="layer", ylabel="added to the score", title=f"{found.score_off:+.2f} to {found.score_on:+.2f}")
     left.tick_params(axis="x", labelsize=7)
-    names = found.neighbours["user_id"].astype(str)[::-1]
+    names = [_as_drawn(one) for one in found.neighbours["user_id"][::-1]]
     right.barh(names, found.neighbours["similarity"][::-1], color=_ADDS)
-    right.set(xlabel="cosine of A", title=f"Users whose A is most like that of user {user}")
+    right.set(xlabel="cosine of A", title=f"Users whose A is most like that of user {_as_drawn(user)}")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     write_files(path.parent, {path.name: lambda file: figure.savefig(file, dpi=150, format="png")})
+
+
+def _as_drawn(user: Any) -> str:
+    """An id in a picture: short, and with no dollar that would begin a formula."""
+    return clipped(str(user), 40).replace("$", r"\$")
 
 
 def _layers(
@@ -173,7 +179,7 @@ def as_text(found: Explanation, user: str) -> str:
 def save(found: Explanation, run: str | Path, user: str, item: str) -> Path:
     """Writes the picture into the run's folder; returns its path."""
     named: dict[str, Any] = {"user": user, "item": item}
-    names = "-".join(f"{name}-{re.sub(r'[^A-Za-z0-9_.]', '_', value)}" for name, value in named.items())
+    names = "-".join(f"{name}-{re.sub(r'[^A-Za-z0-9_.]', '_', value)[:80]}" for name, value in named.items())
     path = RunFolder(run).path / f"explain-{names}.png"
     picture(found, user, path)
     return path

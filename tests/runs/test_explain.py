@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cora.cli import main
-from cora.runs.explain import explain
+from cora.runs.explain import Explanation, explain, save
 from cora.runs.folder import RunFolder
 from cora.runs.score import load_model
 from cora.runs.settings import RunConfig
@@ -63,6 +63,14 @@ def test_the_command(finished: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "film 7, for user 3" in printed and "layer   1" in printed and printed.count("  user ") == 2
     picture = RunFolder(finished).path / "explain-user-3-item-7.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_ids_of_any_text_are_drawn(tmp_path: Path) -> None:
+    user, other = "$_^$/" + "u" * 300, "$\\frac$"
+    layers = pd.DataFrame({"layer": [0, 1], "added": [0.5, -0.25]})
+    alike = pd.DataFrame({"user_id": [user, other], "similarity": [0.5, 0.25]})
+    path = save(Explanation("Film", [], 0.5, 0.25, layers, alike), tmp_path, user, "i" * 300)
+    assert path.parent == tmp_path and path.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
