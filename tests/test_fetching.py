@@ -140,7 +140,7 @@ def test_nothing_to_download(wheel: Wheel, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_no_pip(wheel: Wheel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"pip is needed to download tiny-data==1.0 .* ensurepip"):
+    with pytest.raises(OSError, match=r"pip is needed to download tiny-data==1.0 .* ensurepip"):
         fetch(wheel)
 
 
