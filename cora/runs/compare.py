@@ -21,7 +21,7 @@ from cora.runs.train import train
 
 @dataclass(frozen=True)
 class Contestant:
-    """A method with fields of its configuration of its own: `cora`, or `cora:offset=true,r=8`."""
+    """A method with fields of its configuration of its own: `cora`, or `cora:offset=true,layers=[1,2]`."""
 
     method: str
     fields: dict[str, Any]
@@ -31,7 +31,7 @@ class Contestant:
         """Raises ValueError for a method that is unknown and for what is no NAME=VALUE."""
         method, colon, rest = text.partition(":")
         load_method(method)
-        pairs = [part.partition("=") for part in rest.split(",")] if colon else []
+        pairs = [part.partition("=") for part in re.split(r",(?=\w+=)", rest)] if colon else []
         if wrong := [name for name, equals, _ in pairs if not equals or not name]:
             raise ValueError(f"methods: expected METHOD or METHOD:NAME=VALUE,…, got {wrong[0]!r} in {text!r}")
         return cls(method, {name: value_of(name, value) for name, _, value in pairs})

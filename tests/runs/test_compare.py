@@ -113,6 +113,7 @@ def test_errors(
 def test_labels_and_folders() -> None:
     one = Contestant.parse("cora:offset=true,prompt=a/b")
     assert (one.label, one.folder) == ("CoRA, offset=True, prompt=a/b", "cora-offset=True-prompt=a_b")
+    assert Contestant.parse("cora:layers=[1,2],r=8").fields == {"layers": [1, 2], "r": 8}
 
 
 def test_cold_items_have_a_table_of_their_own(settings: dict[str, Any], tmp_path: Path) -> None:
