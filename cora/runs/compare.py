@@ -109,16 +109,17 @@ def _summary(scored: dict[str, list[pd.DataFrame]], reference: str) -> dict[str,
     return {"reference": reference, "rows": [len(one) for one in first], "methods": methods}
 
 
-def _leads(ours: Sequence[pd.DataFrame], others: Sequence[pd.DataFrame]) -> dict[str, list[float]]:
+def _leads(ours: Sequence[pd.DataFrame], others: Sequence[pd.DataFrame]) -> dict[str, list[float | None]]:
     """By how much ours is better, in AUC and UAUC, with intervals: over all rows and, where they are marked, over those
-    of cold items."""
+    of cold items. None for what the rows do not tell."""
     parts = {"": lambda one: one}
     if "cold_item" in ours[0]:
         parts["cold_items_"] = lambda one: one[one["cold_item"]]
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[float | None]] = {}
     for part, of in parts.items():
         sides = [[_aucs(of(one)) for one in frames] for frames in (ours, others)]
-        found |= {part + name: list(lead) for name, lead in differences(sides[0], sides[1]).items()}
+        leads = differences(sides[0], sides[1])
+        found |= {part + name: [None if np.isnan(one) else one for one in lead] for name, lead in leads.items()}
     return found
 
 
@@ -150,10 +151,16 @@ def _lines(result: dict[str, Any], part: str) -> list[str]:
         line = f"{label:<{width}}" + "".join(f"{_with_spread(one, part + name):>16}" for name in ("auc", "uauc"))
         line += f"{one['mean']['log_loss']:>10.4f}" if loss else ""
         if one["less_than_reference"]:
-            leads = [Interval(*one["less_than_reference"][part + name]) for name in ("auc", "uauc")]
-            line += "   " + "  ".join(f"{lead.difference:+.4f} [{lead.low:+.4f}, {lead.high:+.4f}]" for lead in leads)
+            line += "   " + "  ".join(_lead(one["less_than_reference"][part + name]) for name in ("auc", "uauc"))
         lines.append(line)
     return lines
+
+
+def _lead(values: Sequence[Any]) -> str:
+    if None in values:
+        return f"{'-':^26}"
+    lead = Interval(*values)
+    return f"{lead.difference:+.4f} [{lead.low:+.4f}, {lead.high:+.4f}]"
 
 
 def _with_spread(one: dict[str, Any], name: str) -> str:

@@ -54,12 +54,16 @@ def differences(
 
     ours, others: of each seed one, over the same rows. Each draw takes as many users as there are, with replacement,
     the same ones for both sides and, where the seeds have the same users, for all seeds: rows of one user are not
-    independent, users are taken to be. Deterministic given the seed.
+    independent, users are taken to be. Deterministic given the seed. NaN where a side has no AUC, for rows of one label
+    or no rows.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13 (percentile intervals).
     """
     random = np.random.default_rng(seed)
     users = sorted({user for one in ours for user in one.users})
     places = [np.searchsorted(users, one.users) for one in ours]
+    whole = _differences(ours, others, [np.ones(len(one.users)) for one in ours])
+    if all(map(np.isnan, whole.values())):
+        return {name: Interval(value, value, value) for name, value in whole.items()}
     found: dict[str, list[float]] = {"auc": [], "uauc": []}
     with tqdm(total=draws, desc="intervals", delay=2) as bar:
         for _ in range(draws):
@@ -67,11 +71,14 @@ def differences(
             for name, values in _differences(ours, others, [counts[place] for place in places]).items():
                 found[name].append(values)
             bar.update()
-    whole = _differences(ours, others, [np.ones(len(one.users)) for one in ours])
-    return {
-        name: Interval(whole[name], *map(float, np.nanquantile(np.array(values), [0.025, 0.975])))
-        for name, values in found.items()
-    }
+    return {name: _interval(whole[name], values) for name, values in found.items()}
+
+
+def _interval(difference: float, drawn: Sequence[float]) -> Interval:
+    """What all rows do not tell no draw tells either."""
+    if np.isnan(difference):
+        return Interval(difference, difference, difference)
+    return Interval(difference, *map(float, np.nanquantile(np.array(drawn), [0.025, 0.975])))
 
 
 def _differences(

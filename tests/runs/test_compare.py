@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cora.cli import main
-from cora.runs.compare import Contestant, as_table, compare
+from cora.runs.compare import Contestant, _summary, as_table, compare
 from cora.runs.intervals import UserAUCs, differences
 from cora.runs.metrics import metrics
 
@@ -130,3 +130,16 @@ def test_cold_items_have_a_table_of_their_own(settings: dict[str, Any], tmp_path
         roc_auc_score(cold["label"], cold["cora"]) - roc_auc_score(cold["label"], cold["fold_in"])
     )
     assert as_table(found).count("CoRA is better by") == 2 and "without a training row" in as_table(found)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_what_the_rows_do_not_tell_is_none(seeds: int) -> None:
+    rows = pd.DataFrame({"user_id": [1, 2, 3, 4], "label": [0, 1, 0, 1], "warm": True, "cold_item": False})
+    scored = {"CoRA": [0.1, 0.4, 0.2, 0.3], "other": [0.4, 0.1, 0.2, 0.3]}
+    found = _summary({name: [rows.assign(score=one)] * seeds for name, one in scored.items()}, "CoRA")
+    lead = found["methods"]["other"]["less_than_reference"]
+    assert lead["auc"][0] == pytest.approx(0.75) and None not in lead["auc"]
+    for name in ("uauc", "cold_items_auc", "cold_items_uauc"):  # no user has both labels, no row is of a cold item
+        assert lead[name] == [None] * 3 and found["methods"]["other"]["mean"][name] is None
+    json.dumps(found, allow_nan=False)
+    assert "nan" not in as_table(found | {"seeds": list(range(seeds))})
