@@ -1,6 +1,7 @@
 """Collaborative filtering: vectors of users and items, trained here or brought along."""
 
 from cora.collaborative.bayes import train_bayes
+from cora.collaborative.din import train_din
 from cora.collaborative.embeddings import CollaborativeEmbeddings
 from cora.collaborative.fitting import FitResult
 from cora.collaborative.fold_in import FoldIn
@@ -22,6 +23,7 @@ COLLABORATIVE = {
     "mf-published": train_mf_published,
     "lightgcn": train_lightgcn,
     "sasrec": train_sasrec,
+    "din": train_din,
     "svd-logistic": train_svd_logistic,
 }
 
@@ -36,6 +38,7 @@ __all__ = [
     "items_without_own_rating",
     "pasts",
     "train_bayes",
+    "train_din",
     "train_lightgcn",
     "train_mf",
     "train_mf_published",

@@ -172,6 +172,13 @@ def check_dim(dim: int) -> None:
         raise ValueError(f"dim: expected at least 3, one factor and two places for the biases, got {dim}")
 
 
+def check_times(train: pd.DataFrame, valid: pd.DataFrame) -> None:
+    """Raises ValueError, naming the frame, where there are no times."""
+    for part, frame in (("train", train), ("valid", valid)):
+        if "timestamp" not in frame:
+            raise ValueError(f"{part}: missing column timestamp; found {list(frame)}")
+
+
 def with_biases(p: Tensor, b: Tensor, q: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """e_u = [p_u, b_u, 1] and e_i = [q_i, 1, c_i], whose inner product is <p_u, q_i> + b_u + c_i."""
     b, c = b[:, None], c[:, None]

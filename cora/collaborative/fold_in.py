@@ -29,6 +29,8 @@ class FoldIn:
     Source of the bound: Jaakkola and Jordan, Bayesian parameter estimation via variational methods, 2000.
     """
 
+    reads_item = False
+
     def __init__(self, embeddings: CollaborativeEmbeddings) -> None:
         self.embeddings = embeddings
         users = embeddings.users.double()
@@ -40,8 +42,14 @@ class FoldIn:
         self._features = torch.cat([items @ self._root, torch.zeros(1, items.shape[1], dtype=items.dtype)])
         self._offsets = torch.cat([items @ self._mean, torch.zeros(1, dtype=items.dtype)])
 
-    def vectors(self, items: Ragged | Sequence[Ids], labels: Ragged | Sequence[Sequence[int]]) -> Tensor:
+    def vectors(
+        self,
+        items: Ragged | Sequence[Ids],
+        labels: Ragged | Sequence[Sequence[int]],
+        asked: Sequence[int] | Sequence[str] | None = None,
+    ) -> Tensor:
         """[n, d] in the tables' dtype: the vectors of n users who rated `items`[n][…] with `labels`[n][…], 1 or 0.
+        asked: not read.
 
         Items that the embeddings do not have count as their mean. Raises ValueError for lists of different lengths.
         """

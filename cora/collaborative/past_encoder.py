@@ -1,7 +1,7 @@
 """The self-attentive encoder of a user's past, in training and for the vectors of a saved file."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from cora.collaborative.embeddings import CollaborativeEmbeddings, Ids
 from cora.collaborative.fold_in import rows_of_items, together
 from cora.data.histories import Ragged
 from cora.tensors import Described, misfit
+
+_Encoder = TypeVar("_Encoder", bound=nn.Module)
 
 _INITIAL_STD = 0.02
 _CHUNK = 512  # users encoded at once
@@ -96,35 +98,54 @@ class SequenceEncoder:
     Raises ValueError for tensors that are not those of such an encoder.
     """
 
+    reads_item = False
+
     def __init__(self, embeddings: CollaborativeEmbeddings) -> None:
         tensors, width = embeddings.encoder_tensors, embeddings.items.shape[1] - 2
         position = tensors.get("position")
         if width < 1 or position is None or position.dim() != 2:
             raise ValueError("user_encoder: the embeddings do not hold the weights of sasrec's encoder")
         blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
-        self._encoder = PastEncoder(width, len(position), len(blocks), dropout=0.0)
-        # As a file would describe them; of dtypes all that counts is whether they are float.
-        shapes = {
-            name: Described("F32" if one.is_floating_point() else "I64", tuple(one.shape))
-            for name, one in tensors.items()
-        }
-        if problem := misfit(shapes, self._encoder.state_dict()):
-            raise ValueError(f"user_encoder: the weights do not fit sasrec's encoder: {problem}")
-        self._encoder.load_state_dict(tensors)
-        self._encoder.requires_grad_(False)
+        made = PastEncoder(width, len(position), len(blocks), dropout=0.0)
+        self._encoder = filled("sasrec", made, tensors)
         self._embeddings = embeddings
 
-    def vectors(self, items: Ragged | Sequence[Ids], labels: Ragged | Sequence[Sequence[int]]) -> Tensor:
+    def vectors(
+        self,
+        items: Ragged | Sequence[Ids],
+        labels: Ragged | Sequence[Sequence[int]],
+        asked: Sequence[int] | Sequence[str] | None = None,
+    ) -> Tensor:
         """[n, d] in the tables' dtype: the vectors of n users who rated `items`[n][…] with `labels`[n][…], 1 or 0,
-        oldest first; the newest as many as the encoder reads count.
+        oldest first; the newest as many as the encoder reads count. asked: not read.
 
         Items that the embeddings do not have count as their mean. Raises ValueError for lists of different lengths.
         """
-        lengths = [len(one) for one in items]
-        if lengths != [len(one) for one in labels]:
-            raise ValueError("labels: expected one for each of the items of every user")
-        offsets = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
-        flat = torch.from_numpy(together(labels).astype(np.int64))
-        pasts = Pasts(rows_of_items(self._embeddings, items), flat, offsets)
+        pasts = pasts_of(self._embeddings, items, labels)
         table = self._embeddings.item_table[:, :-2].float()
         return self._encoder.users(table, pasts).to(self._embeddings.users.dtype)
+
+
+def pasts_of(
+    embeddings: CollaborativeEmbeddings, items: Ragged | Sequence[Ids], labels: Ragged | Sequence[Sequence[int]]
+) -> Pasts:
+    """The pasts of users by the rows of the embeddings' items. Raises ValueError for lists of different lengths."""
+    lengths = [len(one) for one in items]
+    if lengths != [len(one) for one in labels]:
+        raise ValueError("labels: expected one for each of the items of every user")
+    offsets = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
+    flat = torch.from_numpy(together(labels).astype(np.int64))
+    return Pasts(rows_of_items(embeddings, items), flat, offsets)
+
+
+def filled(name: str, encoder: _Encoder, tensors: Mapping[str, Tensor]) -> _Encoder:
+    """The encoder with these weights, frozen. Raises ValueError, naming the encoder, for those that do not fit it."""
+    # As a file would describe them; of dtypes all that counts is whether they are float.
+    shapes = {
+        weight: Described("F32" if one.is_floating_point() else "I64", tuple(one.shape))
+        for weight, one in tensors.items()
+    }
+    if problem := misfit(shapes, encoder.state_dict()):
+        raise ValueError(f"user_encoder: the weights do not fit {name}'s encoder: {problem}")
+    encoder.load_state_dict(tensors)
+    return encoder.requires_grad_(False)

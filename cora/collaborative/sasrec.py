@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cora.collaborative.embeddings import CollaborativeEmbeddings, with_mean
-from cora.collaborative.fitting import FitResult, Recipe, TrainingRows, check_dim, epochs, row_of
+from cora.collaborative.fitting import FitResult, Recipe, TrainingRows, check_dim, check_times, epochs, row_of
 from cora.collaborative.item_factors import item_factors
 from cora.collaborative.past_encoder import PastEncoder, Pasts
 from cora.data.histories import pasts
@@ -52,12 +52,10 @@ def train_sasrec(
     sequential recommendation, ICDM 2018; that labels are read, and predicted one by one, is ours.
     """
     check_dim(dim)
-    for part, frame in (("train", train), ("valid", valid)):
-        if "timestamp" not in frame:
-            raise ValueError(f"{part}: missing column timestamp; found {list(frame)}")
+    check_times(train, valid)
     rows = TrainingRows.of(train, valid)
-    past = _pasts(rows, train, train)
-    valid_past = _pasts(rows, valid, pd.concat([train, valid]))
+    past = pasts_of_rows(rows, train, train)
+    valid_past = pasts_of_rows(rows, valid, pd.concat([train, valid]))
     recipe = Recipe(learning_rate, weight_decay, batch_size, max_epochs, patience)
     with torch.random.fork_rng(devices=[]):  # initial weights and dropout draw from the global state
         torch.manual_seed(seed)
@@ -76,7 +74,7 @@ def train_sasrec(
         best, aucs, best_epoch = epochs(
             "SASRec",
             model.parameters(),
-            lambda: _batches(past.lengths.clamp(max=max_length), batch_size),
+            lambda: batches_of_pasts(past.lengths.clamp(max=max_length), batch_size),
             loss,
             lambda: {name: one.clone() for name, one in model.state_dict().items()},
             valid_auc,
@@ -86,20 +84,20 @@ def train_sasrec(
     items = model.items()
     # After their last row, asked about no item: their whole past.
     ends = pd.DataFrame({"user_id": rows.user_ids, "item_id": None, "timestamp": np.iinfo(np.int64).max})
-    users = model.encoder.users(items[:, :-2], _pasts(rows, ends, train))
+    users = model.encoder.users(items[:, :-2], pasts_of_rows(rows, ends, train))
     embeddings = CollaborativeEmbeddings(
         rows.user_ids, rows.item_ids, users, items, "sasrec", model.encoder.state_dict()
     )
     return embeddings, FitResult(embeddings, aucs, best_epoch)
 
 
-def _pasts(rows: TrainingRows, of: pd.DataFrame, known: pd.DataFrame) -> Pasts:
+def pasts_of_rows(rows: TrainingRows, of: pd.DataFrame, known: pd.DataFrame) -> Pasts:
     """What the users of the rows `of` rated earlier in `known`, in the rows of the items of train."""
     items, labels = pasts(of, known)
     return Pasts(row_of(rows.item_ids, items.values), torch.from_numpy(labels.values), torch.from_numpy(items.offsets))
 
 
-def _batches(lengths: Tensor, size: int) -> Sequence[Tensor]:
+def batches_of_pasts(lengths: Tensor, size: int) -> Sequence[Tensor]:
     """Shuffled rows in batches of pasts of similar length, which are padded little, in shuffled order."""
     found = [
         batch

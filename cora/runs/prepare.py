@@ -52,7 +52,8 @@ class PreparedData:
     def user_vectors(
         self, embeddings: CollaborativeEmbeddings, rows: pd.DataFrame, part: str | None = None
     ) -> Tensor | None:
-        """e_u [rows, d] of each row's user as of its time, from all interactions; None for the table's.
+        """e_u [rows, d] of each row's user as of its time, from all interactions, by encoders that read it for the
+        row's item; None for the table's.
 
         part: what the rows are called where how many of them have unknown ids is said, in one line.
         """
@@ -65,7 +66,7 @@ class PreparedData:
         if part is not None:
             others = [] if past is None else pd.unique(past[0].values).tolist()
             embeddings.report_unknown(part, rows["user_id"].tolist(), rows["item_id"].tolist(), others)
-        return None if past is None else user_encoder(embeddings).vectors(*past)
+        return None if past is None else user_encoder(embeddings).vectors(*past, rows["item_id"].tolist())
 
     def item_vectors(self, embeddings: CollaborativeEmbeddings, rows: pd.DataFrame) -> Tensor | None:
         """e_i [rows, d] of training rows, each without what its own row says of it; None for the table's, where users

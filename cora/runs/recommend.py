@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
+from cora.collaborative import user_encoder
 from cora.data import liked_before
 from cora.methods.model import MethodModel
 from cora.runs.folder import RunFolder
@@ -62,6 +65,10 @@ class Recommender:
         """Loaded when the first prompt is scored: what is wrong with a request is found before."""
         return load_model(self.folder, self.prepared.config)
 
+    @cached_property
+    def _reads_item(self) -> bool:
+        return user_encoder(self.embeddings).reads_item
+
     def of(self, users: Sequence[Any]) -> tuple[list[list[str]], pd.DataFrame]:
         """The titles each of the users liked, oldest first; and user_id, rank (from 1), item_id, title, probability and
         collaborative_rank of what is recommended to them, in their order. A user with a row with every item gets none.
@@ -91,20 +98,29 @@ class Recommender:
     def _ranked(self, now: pd.DataFrame, histories: list[list], unseen: dict[Any, np.ndarray]) -> pd.DataFrame:
         """The candidates of every user, those the collaborative vectors put first, with the score of the method."""
         vectors = self.prepared.user_vectors(self.embeddings, now)
-        parts = []
+        parts, chosen = [], []
         for row, (user, items) in enumerate(unseen.items()):
-            vector = None if vectors is None else vectors[row].expand(len(items), -1)
+            vector = None if vectors is None else self._of_items(vectors[row], now.iloc[[row] * len(items)], items)
             alone = self.embeddings.score([user] * len(items), items.tolist(), vector).numpy()
             best = np.argsort(-alone, kind="stable")[: self.candidates]
             part = pd.DataFrame(
                 {"user_id": user, "item_id": items[best], "collaborative_rank": 1 + np.arange(len(best))}
             )
             parts.append(part.assign(label=0, of=row, history=[histories[row]] * len(best)))
+            chosen += [] if vector is None else [vector[torch.from_numpy(best)]]
         rows = pd.concat(parts, ignore_index=True)
         if rows.empty:
             return rows.assign(score=0.0)
-        of_rows = None if vectors is None else vectors[rows["of"].tolist()]
+        of_rows = None if vectors is None else torch.cat(chosen)
         return rows.assign(score=score_prompts(self.model, self.prepared.prompts(rows, of_rows)))
+
+    def _of_items(self, vector: Tensor, rows: pd.DataFrame, items: np.ndarray) -> Tensor:
+        """The vector of a user for each of the items, all of them the same unless the encoder reads the item."""
+        if not self._reads_item or not len(items):
+            return vector.expand(len(items), -1)
+        made = self.prepared.user_vectors(self.embeddings, rows.assign(item_id=items))
+        assert made is not None  # as the vector is
+        return made
 
     def _best(self, rows: pd.DataFrame) -> pd.DataFrame:
         order = np.lexsort((rows["collaborative_rank"], -rows["score"], rows["of"]))

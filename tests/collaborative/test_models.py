@@ -19,6 +19,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "mf-published": dict(learning_rate=0.02, batch_size=256, max_epochs=40),
     "lightgcn": dict(learning_rate=0.05, batch_size=256, max_epochs=40),
     "sasrec": dict(learning_rate=5e-3, batch_size=128, max_epochs=6, max_length=10),
+    "din": dict(learning_rate=0.015, batch_size=128, max_epochs=14, patience=14, max_length=10),
 }
 Frames = tuple[pd.DataFrame, pd.DataFrame]
 
@@ -34,7 +35,7 @@ def made(request: pytest.FixtureRequest, tastes: Frames) -> Any:
 
 
 def encoded(embeddings: CollaborativeEmbeddings, rows: pd.DataFrame, known: pd.DataFrame) -> np.ndarray:
-    vectors = user_encoder(embeddings).vectors(*pasts(rows, known))
+    vectors = user_encoder(embeddings).vectors(*pasts(rows, known), rows["item_id"].tolist())
     return embeddings.score(rows["user_id"].tolist(), rows["item_id"].tolist(), vectors).numpy()
 
 
@@ -44,7 +45,7 @@ def test_users_in_training_and_users_unseen_are_told_apart_by_their_past(made: A
     known = pd.concat([train, valid])
     assert roc_auc_score(valid["label"], encoded(embeddings, valid, known)) > 0.8
     strangers = [frame.assign(user_id=frame["user_id"] + 1000) for frame in (valid, known)]
-    vectors = user_encoder(embeddings).vectors(*pasts(*strangers))
+    vectors = user_encoder(embeddings).vectors(*pasts(*strangers), valid["item_id"].tolist())
     items = embeddings.item_table[embeddings.lookup_items(valid["item_id"].tolist())]
     assert roc_auc_score(valid["label"], (vectors * items).sum(1)) > 0.8
 
@@ -136,7 +137,7 @@ def test_the_published_recipe_starts_at_large_logits_and_ours_at_none(tastes: Fr
 
 def test_an_encoder_that_nobody_knows() -> None:
     embeddings = CollaborativeEmbeddings([1], [1], torch.ones(1, 3), torch.ones(1, 3), "crystal-ball")
-    with pytest.raises(ValueError, match="user_encoder: expected one of fold-in, sasrec, got 'crystal-ball'"):
+    with pytest.raises(ValueError, match="user_encoder: expected one of fold-in, sasrec, din, got 'crystal-ball'"):
         user_encoder(embeddings)
 
 

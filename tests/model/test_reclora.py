@@ -92,7 +92,7 @@ def test_it_learns_and_neither_the_language_model_nor_the_vectors_do(make_base: 
         loss = model(*padded, USERS, ITEMS, labels).loss
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert all(one.grad is not None and one.grad.any() for one in trained)
     assert all(one.grad is None for name, one in model.named_parameters() if not name.startswith("generator."))
