@@ -94,7 +94,7 @@ class _DIN(nn.Module):
         super().__init__()
         self.q = nn.Parameter(factors)
         self.b = nn.Parameter(torch.zeros(len(factors)))
-        self.w = nn.Linear(encoder.layers[-2].out_features, 1, bias=False)
+        self.w = nn.Linear(encoder.features, 1, bias=False)
         self.encoder = encoder
 
     def forward(self, item: Tensor, past: Tensor, labels: Tensor, there: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ class FoldIn:
     Source of the bound: Jaakkola and Jordan, Bayesian parameter estimation via variational methods, 2000.
     """
 
-    reads_item = False
+    reads_item: ClassVar[bool] = False
 
     def __init__(self, embeddings: CollaborativeEmbeddings) -> None:
         self.embeddings = embeddings

@@ -1,6 +1,7 @@
 """DIN's reading of a past in the light of the item asked about, in training and for the vectors of a saved file."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class PairEncoder(nn.Module):
     def __init__(self, width: int, features: int, hidden: int, max_length: int, dropout: float) -> None:
         super().__init__()
         self.register_buffer("max_length", torch.tensor(max_length))
+        self.features = features
         self.label = nn.Parameter(torch.randn(2, width))
         self.rated = nn.Sequential(nn.Linear(2 * width, width), nn.PReLU())
         self.attention = nn.Sequential(nn.Linear(4 * width, _ATTENTION), nn.PReLU(), nn.Linear(_ATTENTION, 1))
@@ -51,8 +53,8 @@ class PairEncoder(nn.Module):
     def pairs(self, item_table: Tensor, pasts: Pasts, asked: Tensor) -> Tensor:
         """c [n, features] of n pasts and the items asked about [n], both as rows of item_table [I, width]."""
         self.eval()
-        most, features = int(self.max_length), self.layers[-2].out_features
-        found = item_table.new_empty(len(asked), features)
+        most = int(self.max_length)
+        found = item_table.new_empty(len(asked), self.features)
         order = pasts.lengths.clamp(max=most).argsort(stable=True)
         with tqdm(total=len(order), desc="encoding", unit="pair", delay=2) as bar:
             for rows in order.split(_CHUNK) if len(order) else ():
@@ -69,7 +71,7 @@ class InterestEncoder:
     Raises ValueError for tensors that are not those of such an encoder.
     """
 
-    reads_item = True
+    reads_item: ClassVar[bool] = True
 
     def __init__(self, embeddings: CollaborativeEmbeddings) -> None:
         tensors, dim = embeddings.encoder_tensors, embeddings.items.shape[1]

@@ -1,7 +1,7 @@
 """The self-attentive encoder of a user's past, in training and for the vectors of a saved file."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ class SequenceEncoder:
     Raises ValueError for tensors that are not those of such an encoder.
     """
 
-    reads_item = False
+    reads_item: ClassVar[bool] = False
 
     def __init__(self, embeddings: CollaborativeEmbeddings) -> None:
         tensors, width = embeddings.encoder_tensors, embeddings.items.shape[1] - 2
