@@ -235,6 +235,8 @@ def _main_loop(text: str) -> list[str]:
         for i, line in enumerate(lines)
         if (m := re.search(r"\b(?:bra|s_cbranch_\w+|s_branch)(?:\.uni)?\s+([$.\w]+)", line)) and labels.get(m[1], i) < i
     ]
+    # On AMD a block that the fast path skips may lie behind the end of the program and go back into it: no loop.
+    spans = [span for span in spans if not any("s_endpgm" in line for line in lines[slice(*span)])]
     matrix = re.compile("|".join(re.escape(part.matrix_instruction) for part in PARTS.values()))
     spans = [span for span in spans if any(matrix.search(line) for line in lines[slice(*span)])] or spans
 

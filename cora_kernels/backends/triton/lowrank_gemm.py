@@ -191,8 +191,11 @@ def lowrank_gemm_kernel(
                         # 0 · inf is NaN: inf and NaN of this sample's B must not meet the zeros of the other rows.
                         m_b = tl.abs(b_b.to(tl.float32)) < float("inf")
                         b_b = tl.where(m_b, b_b, 0.0)
-                        b_bad = tl.where(tl.min(m_b.to(tl.int32), axis=0) == 0, float("nan"), 0.0)
-                        b_y += tl.where(m_i[:, None], b_bad[None, :], 0.0)
+                        m_columns = tl.min(m_b.to(tl.int32), axis=0)
+                        # In a branch: a sum over the whole tile of y in every step makes large tiles spill.
+                        if tl.min(m_columns, axis=0) == 0:
+                            b_bad = tl.where(m_columns == 0, float("nan"), 0.0)
+                            b_y += tl.where(m_i[:, None], b_bad[None, :], 0.0)
                     b_y = tl.dot(b_s.to(dtype), b_b, b_y, input_precision=PRECISION)
                     p_b += BR * tl.cast(stride_br, INDEX)
 
