@@ -70,7 +70,9 @@ def packed_attention(
         return _PackedAttention.apply(q, k, v, cu_seqlens, parents, scale)
     samples = spans(cu_seqlens, q.shape[0])
     befores = [None] * len(samples) if parents is None else prefixes(parents, samples)
-    q = q.contiguous()  # torch's attention gives its output the strides of q, even where rows or heads share memory.
+    # torch's attention gives its output the strides of q, even where rows or heads share memory, and has no backward in
+    # bfloat16 where those of k or v do.
+    q, k, v = (t.contiguous() for t in (q, k, v))
     outs = [_of_sample(q, k, v, rows, before, scale) for rows, before in zip(samples, befores, strict=True)]
     return torch.cat(outs or [_of_sample(q, k, v, slice(0, 0), None, scale)])
 

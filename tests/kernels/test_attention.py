@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cora_kernels import packed_attention, use_backend
+from cora_kernels import backends, packed_attention, use_backend
 from cora_kernels.backends import cpu, extension
 from cora_kernels.testing import SHORT_NAMES, assert_by_rule
 
@@ -328,3 +328,23 @@ def test_errors(changed, error, message, backend):
     call = {"q": Q, "k": K, "v": K, "cu_seqlens": BOUNDARIES} | changed
     with pytest.raises(error, match=message), use_backend(backend):
         packed_attention(**call)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("backend", ["cpu", "chain"])
+def test_overlapping_views_have_a_backward(backend, dtype):
+    """k and v whose rows are windows of one memory, at a width that torch's products take only in plain strides."""
+    if (reason := backends()[backend]) is not None:
+        pytest.skip(f"{backend}: {reason}")
+    memory = torch.randn(200, generator=torch.Generator().manual_seed(0)).to(dtype)
+    q = torch.randn(12, 1, 31, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+    views = [memory[start:].as_strided((12, 1, 31), (1, 31, 1)).requires_grad_() for start in (0, 7)]
+    copies = [view.detach().contiguous().requires_grad_() for view in views]
+    cu_seqlens = torch.tensor([0, 12], dtype=torch.int32)
+    with use_backend(backend):
+        outs = [packed_attention(q, *k_v, cu_seqlens) for k_v in (views, copies)]
+    found, expected = (
+        torch.autograd.grad(out.float().sum(), (q, *k_v)) for out, k_v in zip(outs, (views, copies), strict=True)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
