@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cora.collaborative.embeddings import CollaborativeEmbeddings
-from cora.collaborative.fitting import FitResult, TrainingRows
+from cora.collaborative.fitting import FitResult, TrainingRows, check_dim, with_biases
 
 _ROUNDS = 50
 _CLOSE = 5e-3  # mean change of a logit in a round
@@ -38,8 +38,7 @@ def train_bayes(
     Source: Jaakkola and Jordan, Bayesian parameter estimation via variational methods, 2000, for the bound; Lim and
     Teh, Variational Bayesian approach to movie rating prediction, KDD Cup 2007, for the turns.
     """
-    if dim < 3:
-        raise ValueError(f"dim: expected at least 3, one factor and two places for the biases, got {dim}")
+    check_dim(dim)
     rows = TrainingRows.of(train, valid)
     generator = torch.Generator().manual_seed(seed)
     users, items = (_Side.start(len(ids), dim - 1, generator) for ids in (rows.user_ids, rows.item_ids))
@@ -125,6 +124,4 @@ def _squares(side: _Side, own_rows: Tensor, other_rows: Tensor, ff: Tensor, fo: 
 
 def _vectors(users: _Side, items: _Side) -> tuple[Tensor, Tensor]:
     """e_u [U, dim] and e_i [I, dim], float64, with logit = <e_u, e_i>."""
-    one, last = torch.ones_like(users.mean[:, :1]), items.mean.shape[1] - 1
-    e_i = torch.cat([items.mean[:, :last], torch.ones_like(items.mean[:, :1]), items.mean[:, last:]], 1)
-    return torch.cat([users.mean, one], 1), e_i
+    return with_biases(users.mean[:, :-1], users.mean[:, -1], items.mean[:, :-1], items.mean[:, -1])
