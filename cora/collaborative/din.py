@@ -1,18 +1,15 @@
 """DIN: a past is weighed by what it says of the item asked about, so that the user's vector is that of the pair."""
 
-import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
-from torch.nn import functional
 
-from cora.collaborative.embeddings import CollaborativeEmbeddings
-from cora.collaborative.fitting import FitResult, Recipe, TrainingRows, check_dim, check_times, epochs
+from cora.collaborative.embeddings import CollaborativeEmbeddings, with_mean
+from cora.collaborative.fitting import FitResult, Recipe, TrainingRows, check_dim, check_times
 from cora.collaborative.item_factors import item_factors
 from cora.collaborative.pair_encoder import PairEncoder, vectors_of_pairs
 from cora.collaborative.past_encoder import Pasts
-from cora.collaborative.sasrec import batches_of_pasts, pasts_of_rows
+from cora.collaborative.past_fitting import fit_by_pasts
 
 _FACTOR_SIZE = 1.0  # root mean square of the items' vectors at the start: products of small ones learn late
 
@@ -52,39 +49,19 @@ def train_din(
     check_times(train, valid)
     rows = TrainingRows.of(train, valid)
     width = (dim - 1) // 2
-    past = pasts_of_rows(rows, train, train)
-    valid_past = pasts_of_rows(rows, valid, pd.concat([train, valid]))
     recipe = Recipe(learning_rate, weight_decay, batch_size, max_epochs, patience)
-    with torch.random.fork_rng(devices=[]):  # initial weights and dropout draw from the global state
-        torch.manual_seed(seed)
+
+    def make() -> _DIN:
         factors = _FACTOR_SIZE * item_factors(rows, width, seed).float()
-        model = _DIN(factors, PairEncoder(width, dim - 1 - width, hidden, max_length, dropout))
+        return _DIN(factors, PairEncoder(width, dim - 1 - width, hidden, max_length, dropout))
 
-        def loss(batch: Tensor) -> Tensor:
-            logits = model.train()(rows.item[batch], *past.newest(batch, max_length))
-            return functional.binary_cross_entropy_with_logits(logits, rows.label[batch])
-
-        def valid_auc(_: dict[str, Tensor]) -> float:
-            return float(roc_auc_score(rows.valid_label, model.scores(valid_past, rows.valid_item).numpy()))
-
-        best, aucs, best_epoch = epochs(
-            "DIN",
-            model.parameters(),
-            lambda: batches_of_pasts(past.lengths.clamp(max=max_length), batch_size),
-            loss,
-            lambda: {name: one.clone() for name, one in model.state_dict().items()},
-            valid_auc,
-            recipe,
-        )
-    model.load_state_dict(best)
-    # After their last row: their whole past.
-    ends = pd.DataFrame({"user_id": rows.user_ids, "item_id": None, "timestamp": np.iinfo(np.int64).max})
-    nothing = torch.full((len(ends),), len(model.q))
-    users = model.vectors(pasts_of_rows(rows, ends, train), nothing)
+    fitted = fit_by_pasts("DIN", make, _DIN.scores, rows, train, valid, recipe, max_length, seed)
+    model = fitted.model
+    users = model.vectors(fitted.whole, torch.full((len(rows.user_ids),), len(model.q)))
     embeddings = CollaborativeEmbeddings(
         rows.user_ids, rows.item_ids, users, model.items(), "din", model.encoder.state_dict()
     )
-    return embeddings, FitResult(embeddings, aucs, best_epoch)
+    return embeddings, FitResult(embeddings, fitted.valid_aucs, fitted.best_epoch)
 
 
 class _DIN(nn.Module):
@@ -97,15 +74,14 @@ class _DIN(nn.Module):
         self.w = nn.Linear(encoder.features, 1, bias=False)
         self.encoder = encoder
 
-    def forward(self, item: Tensor, past: Tensor, labels: Tensor, there: Tensor) -> Tensor:
+    def forward(self, past: Tensor, labels: Tensor, there: Tensor, item: Tensor) -> Tensor:
         logits: Tensor = self.w(self.encoder(self.q[item], self.q[past], labels, there)).squeeze(1) + self.b[item]
         return logits
 
     @torch.no_grad()
     def vectors(self, past: Pasts, asked: Tensor) -> Tensor:
         """e_u = [c, 1, 0] of pasts and the rows of the items asked about, the one after the last the mean item."""
-        table = torch.cat([self.q, self.q.mean(0, keepdim=True)])
-        return vectors_of_pairs(self.encoder.pairs(table, past, asked), self.q.shape[1])
+        return vectors_of_pairs(self.encoder.pairs(with_mean(self.q), past, asked), self.q.shape[1])
 
     @torch.no_grad()
     def items(self) -> Tensor:
@@ -115,6 +91,4 @@ class _DIN(nn.Module):
     @torch.no_grad()
     def scores(self, past: Pasts, asked: Tensor) -> Tensor:
         """<e_u, e_i> of pasts and items."""
-        items = self.items()
-        table = torch.cat([items, items.mean(0, keepdim=True)])
-        return (self.vectors(past, asked) * table[asked]).sum(1)
+        return (self.vectors(past, asked) * with_mean(self.items())[asked]).sum(1)

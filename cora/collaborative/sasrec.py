@@ -1,22 +1,16 @@
 """SASRec: the user is what a self-attentive encoder reads from their past, liked and disliked."""
 
-from collections.abc import Sequence
-
-import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cora.collaborative.embeddings import CollaborativeEmbeddings, with_mean
-from cora.collaborative.fitting import FitResult, Recipe, TrainingRows, check_dim, check_times, epochs, row_of
+from cora.collaborative.fitting import FitResult, Recipe, TrainingRows, check_dim, check_times
 from cora.collaborative.item_factors import item_factors
 from cora.collaborative.past_encoder import PastEncoder, Pasts
-from cora.data.histories import pasts
+from cora.collaborative.past_fitting import fit_by_pasts
 
 _FACTOR_SIZE = 0.3  # root mean square of the items' vectors at the start
-_SORTED = 16  # batches of pasts of similar length, made of so many shuffled ones
 
 
 def train_sasrec(
@@ -54,57 +48,19 @@ def train_sasrec(
     check_dim(dim)
     check_times(train, valid)
     rows = TrainingRows.of(train, valid)
-    past = pasts_of_rows(rows, train, train)
-    valid_past = pasts_of_rows(rows, valid, pd.concat([train, valid]))
     recipe = Recipe(learning_rate, weight_decay, batch_size, max_epochs, patience)
-    with torch.random.fork_rng(devices=[]):  # initial weights and dropout draw from the global state
-        torch.manual_seed(seed)
+
+    def make() -> _SASRec:
         factors = _FACTOR_SIZE * item_factors(rows, dim - 2, seed).float()
-        model = _SASRec(factors, PastEncoder(dim - 2, max_length, blocks, dropout))
+        return _SASRec(factors, PastEncoder(dim - 2, max_length, blocks, dropout))
 
-        def loss(batch: Tensor) -> Tensor:
-            logits = model.train()(*past.newest(batch, max_length), rows.item[batch])
-            return functional.binary_cross_entropy_with_logits(logits, rows.label[batch])
-
-        def valid_auc(_: dict[str, Tensor]) -> float:
-            items = with_mean(model.items())
-            scores = (model.encoder.users(items[:, :-2], valid_past) * items[rows.valid_item]).sum(1)
-            return float(roc_auc_score(rows.valid_label, scores.numpy()))
-
-        best, aucs, best_epoch = epochs(
-            "SASRec",
-            model.parameters(),
-            lambda: batches_of_pasts(past.lengths.clamp(max=max_length), batch_size),
-            loss,
-            lambda: {name: one.clone() for name, one in model.state_dict().items()},
-            valid_auc,
-            recipe,
-        )
-    model.load_state_dict(best)
-    items = model.items()
-    # After their last row, asked about no item: their whole past.
-    ends = pd.DataFrame({"user_id": rows.user_ids, "item_id": None, "timestamp": np.iinfo(np.int64).max})
-    users = model.encoder.users(items[:, :-2], pasts_of_rows(rows, ends, train))
+    fitted = fit_by_pasts("SASRec", make, _SASRec.scores, rows, train, valid, recipe, max_length, seed)
+    model, items = fitted.model, fitted.model.items()
+    users = model.encoder.users(items[:, :-2], fitted.whole)
     embeddings = CollaborativeEmbeddings(
         rows.user_ids, rows.item_ids, users, items, "sasrec", model.encoder.state_dict()
     )
-    return embeddings, FitResult(embeddings, aucs, best_epoch)
-
-
-def pasts_of_rows(rows: TrainingRows, of: pd.DataFrame, known: pd.DataFrame) -> Pasts:
-    """What the users of the rows `of` rated earlier in `known`, in the rows of the items of train."""
-    items, labels = pasts(of, known)
-    return Pasts(row_of(rows.item_ids, items.values), torch.from_numpy(labels.values), torch.from_numpy(items.offsets))
-
-
-def batches_of_pasts(lengths: Tensor, size: int) -> Sequence[Tensor]:
-    """Shuffled rows in batches of pasts of similar length, which are padded little, in shuffled order."""
-    found = [
-        batch
-        for rows in torch.randperm(len(lengths)).split(_SORTED * size)
-        for batch in rows[lengths[rows].argsort(stable=True)].split(size)
-    ]
-    return [found[place] for place in torch.randperm(len(found)).tolist()]
+    return embeddings, FitResult(embeddings, fitted.valid_aucs, fitted.best_epoch)
 
 
 class _SASRec(nn.Module):
@@ -125,3 +81,9 @@ class _SASRec(nn.Module):
         """e_i = [q_i, 1, c_i]."""
         c = self.c[:, None]
         return torch.cat([self.q, torch.ones_like(c), c], 1)
+
+    @torch.no_grad()
+    def scores(self, past: Pasts, asked: Tensor) -> Tensor:
+        """<e_u, e_i> of pasts and the rows of the items asked about, the one after the last the mean item."""
+        items = with_mean(self.items())
+        return (self.encoder.users(items[:, :-2], past) * items[asked]).sum(1)
