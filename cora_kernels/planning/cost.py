@@ -13,12 +13,12 @@ import torch
 from cora_kernels.planning.gpus import Gpu
 from cora_kernels.planning.tile_sizes import (
     GemmConfig,
-    gemm_configs,
     outer_config,
     rank_block,
     shrink_config,
     shrink_outer_config,
     split_of,
+    vendor_gemm_tiles,
 )
 
 # On the GPU, from one kernel to the next; on the CPU, of an operator of torch.
@@ -154,7 +154,7 @@ def shrink(p: Problem, gpu: Gpu, split: bool = True) -> tuple[Launch, ...]:
     """S, unless it is given. `split`: K is split into fp32 planes where tiles are few, so that they fill the GPU."""
     if p.s_given:
         return ()
-    config = shrink_config(gpu.arch, p.dtype, p.rows // max(p.samples, 1) if p.sample_a else p.rows)
+    config = shrink_config(gpu.arch, p.dtype, p.rows // max(p.samples, 1) if p.sample_a else p.rows, p.rank)
     tiles = row_tiles(p._replace(sample_b=False), config.BM, True)
     planes = split_of(tiles, _cdiv(p.inputs, config.BK), gpu.multiprocessors) if split else 1
     moved = p.rows * p.inputs * p.dtype.itemsize + _a_bytes(p) + planes * _s_bytes(p)
@@ -194,7 +194,7 @@ def vendor_gemm(p: Problem, gpu: Gpu, read: int) -> Launch:
     moved = _base_bytes(p) + read
     products = min(
         _waves(p, gpu, c, _cdiv(p.rows, c.BM) * _cdiv(p.outputs, c.BN), 2 * c.BM * c.BN * p.inputs)
-        for c in gemm_configs(gpu.arch, p.dtype, False)
+        for c in vendor_gemm_tiles(gpu.arch, p.dtype)
     )
     spent = max(products + gpu.exposed * read / gpu.bandwidth, moved / gpu.bandwidth)
     operations = 2 * p.rows * p.inputs * p.outputs

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from cora_kernels.planning.versions import triton_version
+
 
 class GemmConfig(NamedTuple):
     """One [BM, BN] tile of y a program, or a persistent grid: one program a multiprocessor, which walks the tiles."""
@@ -92,9 +94,21 @@ SHRINK_OUTER_RANK = 32
 
 def gemm_configs(arch: str, dtype: torch.dtype, one_pass: bool) -> tuple[GemmConfig, ...]:
     """The tiles to choose from."""
-    if dtype == torch.float32:
-        return _GEMM_FP32[arch]
-    return (_ONE_PASS if one_pass else _GEMM)[arch]
+    if dtype == torch.float32 or one_pass or not _is_old_triton():
+        return (_GEMM_FP32 if dtype == torch.float32 else _ONE_PASS if one_pass else _GEMM)[arch]
+    # Behind the main loop older compilers need more registers: of a tile a thread has 64 numbers at most.
+    small = (c for c in _GEMM[arch] if c.BM * c.BN <= 128 * 128)
+    return tuple(c._replace(num_warps=max(c.num_warps, c.BM * c.BN // 2048)) for c in small)
+
+
+def vendor_gemm_tiles(arch: str, dtype: torch.dtype) -> tuple[GemmConfig, ...]:
+    """Those that the vendor's GEMM is taken to have, which no Triton compiles."""
+    return (_GEMM_FP32 if dtype == torch.float32 else _GEMM)[arch]
+
+
+def _is_old_triton() -> bool:
+    version = triton_version()
+    return version is not None and version < (3, 6)
 
 
 def cuda_gemm_configs(rank: int) -> tuple[GemmConfig, ...]:
@@ -102,15 +116,23 @@ def cuda_gemm_configs(rank: int) -> tuple[GemmConfig, ...]:
     return _CUDA_BESIDE_WIDE_S if rank > 16 else _CUDA
 
 
-def shrink_config(arch: str, dtype: torch.dtype, rows: int) -> ShrinkConfig:
+def shrink_config(arch: str, dtype: torch.dtype, rows: int, rank: int) -> ShrinkConfig:
     """For samples of about `rows` rows each."""
     amd, fp32 = arch.startswith("gfx"), dtype == torch.float32
     BM = 16 if rows <= 16 else 32 if rows <= 32 or fp32 else 64
-    return ShrinkConfig(BM, 64 if fp32 else 128, 8 if fp32 and not amd else 4, 2 if amd else 3)
+    wide = fp32 or (_is_old_triton() and _is_loaded_by_element(rank))
+    return ShrinkConfig(BM, 64 if fp32 else 128, 8 if wide and not amd else 4, 2 if amd else 3)
+
+
+def _is_loaded_by_element(rank: int) -> bool:
+    """Rows of such a rank are no whole 16 bytes: the address of every number takes registers."""
+    return rank % 8 != 0
 
 
 def outer_config(arch: str, dtype: torch.dtype, rank: int) -> OuterConfig:
     num_stages = 2 if arch.startswith("gfx") else 3
+    if dtype != torch.float32 and _is_loaded_by_element(rank):
+        return OuterConfig(32, 64, 2, num_stages)  # the one that no Triton of the tests makes spill
     BP = 64 if dtype == torch.float32 or rank > 32 else 128
     return OuterConfig(32 if dtype == torch.float32 else 64, BP, 4, num_stages)
 

@@ -6,13 +6,13 @@ import os
 import re
 import warnings
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cora_kernels.planning.tile_sizes import GemmConfig
+from cora_kernels.planning.versions import version_of
 
 # Format 1 had other names for the strategies, format 2 did not say which Triton was timed.
 FORMAT = 3
@@ -23,14 +23,7 @@ _ADVICE = "run python -m cora_kernels.tune"
 
 def versions() -> dict[str, str | None]:
     """Of what was timed: another Triton compiles other kernels, another torch brings another GEMM of the vendor."""
-    return {"triton": _version("triton"), "torch": str(torch.__version__)}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return str(import_module(package).__version__)
-    except ImportError:
-        return None
+    return {"triton": version_of("triton"), "torch": str(torch.__version__)}
 
 
 def path_of(name: str) -> Path:

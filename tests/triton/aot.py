@@ -149,8 +149,8 @@ def launches(arch: str) -> Iterator[tuple[str, Launch]]:
                     lowrank_gemm(x, w.t(), s, b, padded, config._replace(persistent=True))
                     yield label + " persistent", found[-1]
             for rows in (16, T):
-                config = shrink_config(arch, dtype, rows)
                 for rank in (16, 64):
+                    config = shrink_config(arch, dtype, rows, rank)
                     shrink([x], [meta(8, K, rank, dtype=dtype)], 1.0, packed, config)
                     launch = [launch for launch in found if launch.kernel is shrink_kernel][-1]
                     yield f"shrink {name} {config.BM}x{config.BK} rank {rank}", launch

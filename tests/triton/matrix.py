@@ -79,7 +79,7 @@ def launches(arch: str, r: int) -> Iterator[tuple[str, Launch, int]]:
                     lowrank_gemm_one_pass(g, w, *back, 1.0, segments, one)
                     yield f"dx in one pass, {kind}, {name}", found[-1], 2 * one.BK * BR
         for name, segments in (("padded", padded), ("packed", packed)):
-            config = shrink_config(arch, BF16, T)
+            config = shrink_config(arch, BF16, T, r)
             for kind, rows, factor in (("A", x, own_a), ("B", g, own_b.transpose(1, 2)), ("shared A", x, shared_a)):
                 shrink([rows], [factor], 1.0, segments, config)
                 yield f"shrink {kind}, {name}", _last(found, shrink_kernel), 2 * config.BK * BR

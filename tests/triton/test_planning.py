@@ -108,7 +108,7 @@ def test_planes_are_those_that_the_launcher_makes(rows):
     """Of S, by the split that the launcher takes for so many rows."""
     gpu, problem = GPUS["A100"], Problem(rows, 4096, 1024, 16, 1, rows, BF16, sample_a=False)
     launches = cost.shrink(problem, gpu)
-    BM = tile_sizes.shrink_config("sm_80", BF16, rows).BM
+    BM = tile_sizes.shrink_config("sm_80", BF16, rows, 16).BM
     planes = tile_sizes.split_of(-(-rows // BM), 4096 // 128, 108)
     s = 4 * rows * 16
     assert planes > 1 and [launch.kernel for launch in launches] == ["shrink", "sum of planes"]
