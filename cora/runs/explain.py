@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cora.data import liked_before
 from cora.data.problems import clipped
 from cora.files import write_files
 from cora.llm.deltas import Delta
@@ -65,9 +64,11 @@ def explain(run: str | Path, user: str, item: str, neighbours: int = 10) -> Expl
         raise ValueError(f"item: {item!r} has no title in {prepared.data.name}")
     model = load_model(folder, folder.config())
     row = pd.DataFrame({"user_id": [who], "item_id": [what], "timestamp": [np.iinfo(np.int64).max], "label": [0]})
-    (history,) = liked_before(row, frame, prepared.method_config.max_history)
-    vectors = prepared.user_vectors(folder.vectors(), row)
-    prompt = PromptCollator(prepared.tokenizer)([prepared.prompts(row.assign(history=[history]), vectors)[0]])
+    embeddings = folder.vectors()
+    row = prepared.with_histories(row, embeddings)
+    (history,) = row["history"]
+    vectors = prepared.user_vectors(embeddings, row)
+    prompt = PromptCollator(prepared.tokenizer)([prepared.prompts(row, vectors)[0]])
     samples = Samples([who], [what], vectors)
     on, off, layers = _layers(
         model, prompt["input_ids"], prompt["attention_mask"], samples, prompt.get("prefix_lengths")

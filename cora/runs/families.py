@@ -6,7 +6,6 @@ import torch
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
-from cora.data import with_histories
 from cora.llm.batches import token_batches
 from cora.prompts import PromptDataset
 from cora.runs.prepare import Prepared
@@ -16,20 +15,26 @@ _DAY = 86_400
 
 
 def rows_of_training(prepared: Prepared) -> pd.DataFrame:
-    """The training rows that a run draws, about as many as its steps take, with the histories of their prompts.
+    """The training rows that a run draws: about as many as its steps take, and of all no more than `llm_share`.
 
-    Where prompts are split, whole families are drawn, and every row has the time and the history of the first of its
-    family: what came between them is not seen, and nothing of the future is.
+    Where prompts are split, whole families are drawn, and every row has the time, and so the history, of the first of
+    its family: what came between them is not seen, and nothing of the future is.
     """
     config, train = prepared.config, prepared.splits.train
     settings = prepared.method_config
     wanted = config.steps * config.batch_size
     if not settings.splits_prompts:
-        return prepared.drawn("train", wanted)
+        return prepared.drawn("train", min(wanted, _share(config, len(train))))
     family = families(train, prepared.data.frame, settings.family_size)
-    drawn = np.random.default_rng(config.seed).permutation(family.max() + 1)[:wanted]
+    count = int(family.max()) + 1
+    drawn = np.random.default_rng(config.seed).permutation(count)[: min(wanted, _share(config, count))]
     chosen = np.isin(family, drawn)
-    return with_histories(as_of_first(train[chosen], family[chosen]), prepared.splits, settings.max_history)
+    return as_of_first(train[chosen], family[chosen])
+
+
+def _share(config: RunConfig, count: int) -> int:
+    """So many of `count` rows or families the language model may be trained on, one at least."""
+    return max(1, round(config.llm_share * count))
 
 
 def families(rows: pd.DataFrame, known: pd.DataFrame, most: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import pandas as pd
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from cora.collaborative import CollaborativeEmbeddings, items_without_own_rating, user_encoder
+from cora.collaborative import CollaborativeEmbeddings, items_without_own_rating, most_similar, user_encoder
 from cora.data import Interactions, Splits, load_interactions, pasts, split, with_cold_items, with_histories
 from cora.llm.loading import load_tokenizer
 from cora.methods.config import MethodConfig
@@ -84,14 +84,24 @@ class Prepared(PreparedData):
     method_config: MethodConfig
 
     def drawn(self, part: str, rows: int) -> pd.DataFrame:
-        """So many rows of a part, drawn at random by the seed, 0 for all; with histories, which the others go without.
+        """So many rows of a part, drawn at random by the seed, 0 for all.
 
         Raises ValueError for a part that the data does not have.
         """
         parts = self.splits.parts()
         if part not in parts:
             raise ValueError(f"part: {self.data.name} has {', '.join(parts)}, got {part!r}")
-        return with_histories(self.config.sampled(parts[part], rows), self.splits, self.method_config.max_history)
+        return self.config.sampled(parts[part], rows)
+
+    def with_histories(self, rows: pd.DataFrame, embeddings: CollaborativeEmbeddings) -> pd.DataFrame:
+        """Rows with the column `history`, of what their users liked before: the newest `max_history` items, or those
+        most similar to the row's own item, as the settings have it."""
+        most = self.method_config.max_history
+        if self.config.history == "recent":
+            return with_histories(rows, self.splits, most)
+        whole = with_histories(rows, self.splits, _MOST_PAST)
+        chosen = most_similar(whole["history"].tolist(), rows["item_id"].tolist(), embeddings, most)
+        return rows.assign(history=pd.Series(chosen, index=rows.index, dtype=object))
 
     def prompts(
         self, rows: pd.DataFrame, user_vectors: Tensor | None, item_vectors: Tensor | None = None

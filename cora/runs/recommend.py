@@ -87,7 +87,7 @@ class Recommender:
         )
         known = self.prepared.splits.of_users(now["user_id"])
         histories = liked_before(now, known, self.prepared.method_config.max_history)
-        rows = self._ranked(now, histories, unseen)
+        rows = self._ranked(now, unseen)
         titles = [[self.titles[item] for item in history] for history in histories]
         return titles, self._best(rows)
 
@@ -95,7 +95,7 @@ class Recommender:
         seen = self.frame["item_id"].to_numpy()[self.frame["user_id"].to_numpy() == user]
         return self._items[~np.isin(self._items, seen)]
 
-    def _ranked(self, now: pd.DataFrame, histories: list[list], unseen: dict[Any, np.ndarray]) -> pd.DataFrame:
+    def _ranked(self, now: pd.DataFrame, unseen: dict[Any, np.ndarray]) -> pd.DataFrame:
         """The candidates of every user, those the collaborative vectors put first, with the score of the method."""
         vectors = self.prepared.user_vectors(self.embeddings, now)
         parts, chosen = [], []
@@ -103,14 +103,13 @@ class Recommender:
             vector = None if vectors is None else self._of_items(vectors[row], now.iloc[[row] * len(items)], items)
             alone = self.embeddings.score([user] * len(items), items.tolist(), vector).numpy()
             best = np.argsort(-alone, kind="stable")[: self.candidates]
-            part = pd.DataFrame(
-                {"user_id": user, "item_id": items[best], "collaborative_rank": 1 + np.arange(len(best))}
-            )
-            parts.append(part.assign(label=0, of=row, history=[histories[row]] * len(best)))
+            part = now.iloc[[row] * len(best)].assign(item_id=items[best], collaborative_rank=1 + np.arange(len(best)))
+            parts.append(part.assign(label=0, of=row))
             chosen += [] if vector is None else [vector[torch.from_numpy(best)]]
         rows = pd.concat(parts, ignore_index=True)
         if rows.empty:
             return rows.assign(score=0.0)
+        rows = self.prepared.with_histories(rows, self.embeddings)
         of_rows = None if vectors is None else torch.cat(chosen)
         return rows.assign(score=score_prompts(self.model, self.prepared.prompts(rows, of_rows)))
 

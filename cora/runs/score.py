@@ -39,7 +39,7 @@ def evaluate(run: str | Path, data: str | None = None, part: str = "test", rows:
         )
     model = load_model(folder, config)
     vectors = prepared.user_vectors(embeddings, chosen, part)
-    prompts = prepared.prompts(chosen, vectors)
+    prompts = prepared.prompts(prepared.with_histories(chosen, embeddings), vectors)
     found = collaborative_scores(embeddings, unscored(chosen), vectors)
     for name, adapted in (("llm", False), (config.method, True)):
         found[name] = score_prompts(model, prompts, adapted)

@@ -48,6 +48,11 @@ class RunConfig:
                                       "vectors whose inner product is the logit of a like; or table, their row of the "
                                       "embeddings (default: fold-in, but table with --embeddings that do not come from "
                                       "cora fit)")  # fmt: skip
+    history: str = _option("recent", "titles of a prompt, of what the user liked before: recent, the newest; or "
+                                     "similar, those whose vectors are most similar to that of the item asked "
+                                     "about")  # fmt: skip
+    llm_share: float = _option(1.0, "share of the training rows that the language model may be trained on, drawn at "
+                                    "random; the vectors are trained on all of them")  # fmt: skip
     collaborative: str = _option("svd-logistic", f"model that makes the vectors: {', '.join(COLLABORATIVE)}")
     dim: int = _option(10, "width of the vectors")
     dtype: str = _option("auto", "of the language model: float32, bfloat16, float16, or auto, which is bfloat16 where "
@@ -93,7 +98,10 @@ class RunConfig:
         for name in ("cora", "trainer"):
             if not isinstance(getattr(self, name), dict):
                 raise TypeError(f"{name}: expected names with values, got {getattr(self, name)!r}")
-        self.method_config()
+        if not (is_number(self.llm_share) and 0 < self.llm_share <= 1):
+            raise ValueError(f"llm_share: expected a number above 0 and up to 1, got {self.llm_share!r}")
+        if self.method_config().splits_prompts and self.history == "similar":
+            raise ValueError("history: similar are other titles for every item, and cannot be with shared_prefix=true")
 
     def sampled(self, frame: pd.DataFrame, rows: int) -> pd.DataFrame:
         """`rows` rows drawn at random, in their order; all of them for 0 or where there are no more."""
@@ -129,7 +137,7 @@ class RunConfig:
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "method": tuple(METHODS), "split": ("ratio", "dates", "leave-last", "cold-items", *RECIPES),
     "collaborative": tuple(COLLABORATIVE), "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "users": (None, "fold-in", "table"),
+    "users": (None, "fold-in", "table"), "history": ("recent", "similar"),
 }  # fmt: skip
 _LEAST = {
     "leave_last": 1, "dim": 3, "steps": 1, "batch_size": 1, "warmup_steps": 0, "eval_every": 1, "patience": 1,

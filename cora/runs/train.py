@@ -56,6 +56,7 @@ def _train(
     base = load_base(config.model, dtype=chosen_dtype(config.dtype, arguments.device))
     model: MethodModel = method.Model(base, prepared.method_config, embeddings).to(arguments.device)
     print(model.patch)
+    rows = {name: prepared.with_histories(frame, embeddings) for name, frame in rows.items()}
     vectors = {name: prepared.user_vectors(embeddings, frame, name) for name, frame in rows.items()}
     without_own = {"train": prepared.item_vectors(embeddings, rows["train"])}
     prompts = {name: prepared.prompts(frame, vectors[name], without_own.get(name)) for name, frame in rows.items()}
@@ -73,7 +74,9 @@ def _train(
     print(f"{len(found)} {part} rows scored by {method.label}")
     found[config.method] = score_prompts(model, prompts[part])
     run.write(run.predictions, found)
+    trained = {"collaborative": len(prepared.splits.train), config.method: len(rows["train"])}
     result = {"part": part} | summary(found) | {"valid_auc": _best(history), "steps": history[-1]["step"]}
+    result["training_rows"] = trained
     run.write(run.metrics, json.dumps(result, indent=2) + "\n")
     return result
 

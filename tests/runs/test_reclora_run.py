@@ -35,7 +35,7 @@ def test_it_is_trained_and_scored_beside_its_recommender(reclora: Path) -> None:
 def test_prompt_vector_and_label_of_rows_in_another_order_stay_together(reclora: Path) -> None:
     folder = RunFolder.existing(reclora)
     prepared, embeddings = prepare(folder.config()), folder.vectors()
-    rows = prepared.drawn("test", 0)
+    rows = prepared.with_histories(prepared.drawn("test", 0), embeddings)
     order = np.random.default_rng(0).permutation(len(rows))
     turned = rows.iloc[order]
     first, other = (prepared.prompts(some, prepared.user_vectors(embeddings, some)) for some in (rows, turned))

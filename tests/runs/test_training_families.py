@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cora.data import with_histories
 from cora.runs.families import FamilyBatches, families, families_of_prompts, rows_of_training
 from cora.runs.fit import training_arguments
 from cora.runs.folder import RunFolder
@@ -61,7 +62,7 @@ def test_a_row_whose_item_comes_again_is_alone() -> None:
 
 def test_the_history_is_that_of_the_first(shared: RunConfig) -> None:
     prepared = prepare(shared)
-    rows = rows_of_training(prepared)
+    rows = with_histories(rows_of_training(prepared), prepared.splits, 3)
     train_rows = prepared.splits.train.loc[rows.index]
     liked = prepared.data.frame[prepared.data.frame["label"] == 1]
     sizes = rows.groupby(["user_id", "timestamp"]).size()
@@ -74,7 +75,7 @@ def test_the_history_is_that_of_the_first(shared: RunConfig) -> None:
 
 def test_batches_hold_whole_families_by_tokens(shared: RunConfig, tmp_path: Path) -> None:
     prepared = prepare(shared)
-    prompts = prepared.prompts(rows_of_training(prepared), None)
+    prompts = prepared.prompts(with_histories(rows_of_training(prepared), prepared.splits, 3), None)
     arguments = training_arguments(shared, RunFolder(tmp_path))
     assert arguments.per_device_train_batch_size == 1
     made, again = (FamilyBatches(prompts, shared, arguments, True) for _ in range(2))
