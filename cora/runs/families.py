@@ -43,21 +43,30 @@ def families(rows: pd.DataFrame, known: pd.DataFrame, most: int) -> np.ndarray:
 
     A row whose item its user has another row of in `known` is alone: its history leaves that item out.
     """
-    pairs = pd.MultiIndex.from_frame(known[["user_id", "item_id"]])
-    again = pd.MultiIndex.from_frame(rows[["user_id", "item_id"]]).isin(pairs[pairs.duplicated()])
-    of = pd.DataFrame(
-        {
-            "user": pd.factorize(rows["user_id"])[0],
-            "day": rows["timestamp"].to_numpy() // _DAY,
-            "alone": np.where(again, np.arange(len(rows)), -1),
-        }
-    )
-    order = np.lexsort((rows["timestamp"].to_numpy(), of["user"].to_numpy()))
-    in_order = of.iloc[order]
-    keys = in_order.assign(part=in_order.groupby(["user", "day", "alone"]).cumcount() // most)
+    users = pd.factorize(rows["user_id"])[0]
+    days = rows["timestamp"].to_numpy() // _DAY
+    alone = _rated_again(rows, known)
+    # Rows that are alone behind the others of their day, so that these stay together.
+    order = np.lexsort((rows["timestamp"].to_numpy(), alone, days, users))
+    users, days, alone = users[order], days[order], alone[order]
+    starts = np.append(True, (np.diff(users) != 0) | (np.diff(days) != 0) | alone[1:])[: len(rows)]
+    places = np.arange(len(rows))
+    first = np.maximum.accumulate(np.where(starts, places, 0))
     found = np.empty(len(rows), dtype=np.int64)
-    found[order] = keys.groupby(["user", "day", "alone", "part"], sort=False).ngroup().to_numpy()
+    found[order] = np.cumsum((places - first) % most == 0) - 1
     return found
+
+
+def _rated_again(rows: pd.DataFrame, known: pd.DataFrame) -> np.ndarray:
+    """Whether the user of each row has more than one row of its item in `known`, bool [rows]."""
+    (users, user_ids), (items, item_ids) = (pd.factorize(known[name]) for name in ("user_id", "item_id"))
+    # Two codes in one number: of millions of rows an index of pairs would take a hundred bytes each.
+    pairs = np.sort(users * np.int64(len(item_ids)) + items)
+    again = np.unique(pairs[1:][pairs[1:] == pairs[:-1]])
+    if not len(again):
+        return np.zeros(len(rows), dtype=bool)
+    own = pd.Index(user_ids).get_indexer(rows["user_id"]) * np.int64(len(item_ids))
+    return np.isin(own + pd.Index(item_ids).get_indexer(rows["item_id"]), again)
 
 
 def as_of_first(rows: pd.DataFrame, family: np.ndarray) -> pd.DataFrame:
