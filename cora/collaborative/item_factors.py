@@ -23,7 +23,9 @@ def item_factors(rows: TrainingRows, width: int, seed: int) -> Tensor:
     2010; Halko, Martinsson and Tropp, 2011, for the search.
     """
     users, items = len(rows.user_ids), len(rows.item_ids)
-    pairs = torch.unique(torch.stack([rows.user, rows.item]), dim=1)
+    # As one number each: torch.unique of columns takes a hundred times as long.
+    distinct = torch.unique(rows.user * items + rows.item)
+    pairs = torch.stack([distinct // items, distinct % items])
     of_user = torch.bincount(pairs[0], minlength=users).double()
     of_item = torch.bincount(pairs[1], minlength=items).double() + _SMOOTHING
     values = (of_user[pairs[0]] * of_item[pairs[1]]).rsqrt()

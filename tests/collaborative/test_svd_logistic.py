@@ -2,9 +2,10 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
-from cora.collaborative import train_svd_logistic
+from cora.collaborative import svd_logistic, train_svd_logistic
 from cora.collaborative.fitting import TrainingRows
 from cora.collaborative.item_factors import item_factors
 
@@ -41,6 +42,31 @@ def test_columns_beyond_the_rank_are_zero(tastes: Frames) -> None:
     assert embeddings.items.shape == (4, 40)
     assert not embeddings.items[:, 4:38].any() and embeddings.items[:, :4].any()
     assert embeddings.users.isfinite().all()
+
+
+def test_of_many_rows_a_part_of_the_users_decides_the_priors_and_all_have_vectors(
+    tastes: Frames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, valid = tastes
+    whole, found = train_svd_logistic(train, valid, 4)
+    monkeypatch.setattr(svd_logistic, "_ROWS", len(train) // 2)
+    drawn = svd_logistic._drawn_users(TrainingRows.of(train, valid), 0)
+    assert 5 < len(drawn) < 30 and len(drawn.unique()) == len(drawn)
+    part, of_part = train_svd_logistic(train, valid, 4)
+    assert torch.equal(part.items[:, :2], whole.items[:, :2]) and not torch.equal(part.users, whole.users)
+    logits = [(one.users @ one.items.T).flatten() for one in (part, whole)]
+    assert torch.corrcoef(torch.stack(logits))[0, 1] > 0.98
+    assert of_part.valid_auc > found.valid_auc - 0.02
+    again, _ = train_svd_logistic(train, valid, 4)
+    assert torch.equal(again.users, part.users) and torch.equal(again.items, part.items)
+
+
+def test_users_updated_together_have_what_they_have_alone(tastes: Frames, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, _ = train_svd_logistic(*tastes, 5)
+    monkeypatch.setattr(svd_logistic, "_PADDED", 1)
+    alone, _ = train_svd_logistic(*tastes, 5)
+    torch.testing.assert_close(together.users, alone.users, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(together.items, alone.items, atol=1e-6, rtol=1e-5)
 
 
 def test_what_is_seldom_rated_stays_near_the_mean() -> None:
