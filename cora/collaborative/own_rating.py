@@ -37,9 +37,10 @@ def items_without_own_rating(embeddings: CollaborativeEmbeddings, rows: pd.DataF
     bias = int(biases[-1])
     seen = train["user_id"].isin(embeddings.user_ids) & train["item_id"].isin(embeddings.item_ids)
     everyone = rows.drop_duplicates("item_id").assign(user_id=None)
-    whole, without = (_biases(embeddings, some, train[seen.to_numpy()], bias) for some in (everyone, rows))
+    both = pd.concat([frame[["user_id", "item_id"]].astype({"user_id": object}) for frame in (everyone, rows)])
+    modes = _biases(embeddings, both, train[seen.to_numpy()], bias)
     place = pd.Index(everyone["item_id"]).get_indexer(rows["item_id"])
-    found[:, bias] += torch.from_numpy(without - whole[place]).to(found.dtype)
+    found[:, bias] += torch.from_numpy(modes[len(everyone) :] - modes[place]).to(found.dtype)
     return found
 
 

@@ -36,14 +36,14 @@ def train_svd_logistic(
     rows = TrainingRows.of(train, valid)
     posterior = _Posterior(rows, item_factors(rows, dim - 2, seed))
     drawn = _drawn_users(rows, seed)
+    everyone = torch.arange(len(rows.user_ids))
+    last = [everyone] * (_LAST_SWEEPS if len(drawn) < len(everyone) else 0)
     aucs = []
-    with tqdm(total=_SWEEPS + (_LAST_SWEEPS if len(drawn) < len(rows.user_ids) else 0), desc="SVD-logistic",
-              unit="sweep", delay=2) as bar:  # fmt: skip
-        for of in [drawn] * _SWEEPS + [torch.arange(len(rows.user_ids))] * (bar.total - _SWEEPS):
-            posterior.sweep(of)
+    for of in tqdm([drawn] * _SWEEPS + last, desc="SVD-logistic", unit="sweep", delay=2):
+        posterior.sweep(of)
+        if len(of) == len(everyone):
             users, items = posterior.vectors()
             aucs.append(rows.valid_auc(users, items))
-            bar.update()
     embeddings = CollaborativeEmbeddings(rows.user_ids, rows.item_ids, users, items, "fold-in")
     return embeddings, FitResult(embeddings, aucs, len(aucs) - 1)
 
