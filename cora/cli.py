@@ -20,6 +20,7 @@ from cora.generators import GENERATORS, generator_class
 from cora.methods import METHODS
 from cora.methods.config import MethodConfig
 from cora.prompts.template import one_line
+from cora.runs.distributed import is_main, one_speaks, process_index
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import as_table, joined, summary
 from cora.runs.settings import RunConfig, load_settings, value_of
@@ -38,11 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     warnings.formatwarning = lambda message, *_, **__: f"cora: note: {message}\n"
     try:
-        options.command(options)
+        with one_speaks():
+            options.command(options)
     except (ValueError, TypeError, OSError) as error:
         if sys.flags.dev_mode:  # python -X dev
             raise
-        print(clipped(f"cora: error: {' '.join(str(error).split())}", _LONGEST_ERROR), file=sys.stderr)
+        who = "" if is_main() else f" (process {process_index()})"
+        print(clipped(f"cora: error{who}: {' '.join(str(error).split())}", _LONGEST_ERROR), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ncora: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
