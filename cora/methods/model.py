@@ -248,17 +248,23 @@ class MethodModel(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json, model.safetensors (what is trained) and the method's own files; the base model by name.
 
-        All are written under other names and renamed when whole.
+        All are written under other names and renamed when whole. Of a model that FSDP2 has sharded every process calls
+        this, and the first of them writes.
         """
-        weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
-        write_files(
-            Path(folder),
-            {
-                **self._own_files(),
-                _WEIGHTS: lambda path: save_file(weights, path, metadata={"format": "pt"}),
-                _CONFIG: lambda path: path.write_text(self.config.to_json_string(), encoding="utf-8"),
-            },
-        )
+        state = self.state_dict()
+        weights = {name: _whole(tensor.detach()).contiguous() for name, tensor in state.items()}
+        is_sharded = any(map(_is_sharded, state.values()))
+        if not is_sharded or torch.distributed.get_rank() == 0:
+            write_files(
+                Path(folder),
+                {
+                    **self._own_files(),
+                    _WEIGHTS: lambda path: save_file(weights, path, metadata={"format": "pt"}),
+                    _CONFIG: lambda path: path.write_text(self.config.to_json_string(), encoding="utf-8"),
+                },
+            )
+        if is_sharded:
+            torch.distributed.barrier()
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, base_model: PreTrainedModel | None = None, **kwargs: Any) -> "Self":
@@ -340,6 +346,15 @@ class MethodModel(nn.Module):
         if self.training and self.config.dropout > 0:
             return drop_inputs(deltas, self.patch.inputs, self.config.dropout)
         return deltas
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")  # a DTensor, whose module not every build of torch has
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor, of a sharded one with the shards of all processes."""
+    return cast(Any, tensor).full_tensor() if _is_sharded(tensor) else tensor
 
 
 def _is_base(key: str) -> bool:

@@ -1,10 +1,6 @@
-"""Two processes, as torchrun starts them, do what one does: the same losses, scores and tables, said and written once."""
+"""Two processes, as torchrun starts them, do what one does: same losses, scores and tables, said and written once."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ import pytest
 
 from cora.cli import main
 from cora.runs.distributed import own_share
+from tests.processes import run_together
 from tests.runs.test_cli import options
 
 # Several commands of one launch: most of its time goes into imports.
@@ -23,30 +20,11 @@ COMMANDS = (
 )
 
 
-def launched(*commands: Sequence[str], processes: int = 2) -> str:
-    """What the processes print, each having run the commands one after the other."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    script = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
-    started = [
-        subprocess.Popen(
-            script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-            },
-        )
-        for rank in range(processes)
-    ]  # fmt: skip
-    try:
-        ended = [one.communicate(timeout=300) for one in started]
-    finally:
-        for one in started:
-            one.kill()
-    assert [one.returncode for one in started] == [0] * processes, "\n".join(err for _, err in ended)
-    for out, _ in ended[1:]:
-        assert out == ""
-    return ended[0][0]
+def launched(*commands: Sequence[str]) -> str:
+    """What the first of two processes prints, each having run the commands one after the other."""
+    printed = run_together(COMMANDS, json.dumps(commands))
+    assert printed[1:] == [""]
+    return printed[0]
 
 
 def history(run: Path) -> list[dict[str, Any]]:

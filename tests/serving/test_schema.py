@@ -1,4 +1,4 @@
-"""Requests that schemathesis makes up from the server's OpenAPI: every answer is a described one, and no 5xx but 503."""
+"""Requests that schemathesis makes up from the server's OpenAPI: every answer is described there, no 5xx but 503."""
 
 from typing import Any
 
