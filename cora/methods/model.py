@@ -21,6 +21,7 @@ from cora.llm.loading import load_base
 from cora.llm.modes import EvalMode
 from cora.llm.patch import Patch
 from cora.llm.scorer import Scorer
+from cora.methods.card import model_card
 from cora.methods.config import MethodConfig
 from cora.methods.samples import Ids, Samples
 from cora.tensors import Budget, described, misfit, read_tensors
@@ -28,7 +29,7 @@ from cora.tensors import Budget, described, misfit, read_tensors
 if TYPE_CHECKING:
     from typing import Self
 
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
 # Elements that a model may make while it is built, beyond twice those that are saved.
 _SPARE = 2**20
 
@@ -247,6 +248,7 @@ class MethodModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json, model.safetensors (what is trained) and the method's own files; the base model by name.
+        README.md is its model card, unless the folder has one already.
 
         All are written under other names and renamed when whole. Of a model that FSDP2 has sharded every process calls
         this, and the first of them writes.
@@ -254,10 +256,13 @@ class MethodModel(nn.Module):
         state = self.state_dict()
         weights = {name: _whole(tensor.detach()).contiguous() for name, tensor in state.items()}
         is_sharded = any(map(_is_sharded, state.values()))
+        card = model_card(self.config, type(self), sum(one.numel() for one in weights.values()))
+        with_card = {} if (Path(folder) / _CARD).exists() else {_CARD: lambda path: path.write_text(card, "utf-8")}
         if not is_sharded or torch.distributed.get_rank() == 0:
             write_files(
                 Path(folder),
                 {
+                    **with_card,
                     **self._own_files(),
                     _WEIGHTS: lambda path: save_file(weights, path, metadata={"format": "pt"}),
                     _CONFIG: lambda path: path.write_text(self.config.to_json_string(), encoding="utf-8"),

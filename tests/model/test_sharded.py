@@ -1,6 +1,6 @@
-"""FSDP2: a model whose frozen base and trained parts are sharded over two processes has the losses and gradients of one."""
+"""FSDP2: a model whose frozen base and trained parts are sharded over two processes trains as in one."""
 
-import pytest
+from pathlib import Path
 
 from tests.processes import run_together
 
@@ -64,5 +64,5 @@ for name, one in again.state_dict().items():
 """
 
 
-def test_two_processes_with_a_shard_each_are_one(tmp_path: object) -> None:
+def test_two_processes_with_a_shard_each_are_one(tmp_path: Path) -> None:
     run_together(SCRIPT, str(tmp_path))
