@@ -20,8 +20,8 @@ from cora.runs.train import train
 CLIENTS = 16
 # (path, what one request of a client is), of so many requests a client and round.
 QUESTIONS: dict[str, tuple[str, int, Callable[[int], dict[str, object]]]] = {
-    "one item of a user each": ("/score", 6, lambda n: {"user": 1 + n * 37 % 943, "items": [1 + n * 61 % 1600]}),
-    "one item of the same user each": ("/score", 6, lambda n: {"user": 196, "items": [1 + n * 61 % 1600]}),
+    "one item of a user each": ("/score", 2, lambda n: {"user": 1 + n * 37 % 943, "items": [1 + n * 61 % 1600]}),
+    "one item of the same user each": ("/score", 2, lambda n: {"user": 196, "items": [1 + n * 61 % 1600]}),
     "the best of 20 items": ("/recommend", 1, lambda n: {"user": 1 + n * 37 % 943, "candidates": 20}),
 }
 
