@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO := --split cold-items --steps 100 --eval-every 50 --valid-rows 400 --test-rows 1000 --learning-rate 7e-4 --warmup-steps 20 \
   --cora max_history=3 --cora offset=true --cora shared_prefix=true --cora shared_rank=8 --cora item_dropout=0.5
 
-.PHONY: demo test test-all fuzz bench gpu lint format sanitize cuda-build clean
+.PHONY: demo test test-all fuzz bench docs gpu lint format sanitize cuda-build clean
 
 demo: $(READY)
 	$(BIN)/cora train --model smollm2-135m --data movielens-100k --out runs/demo $(DEMO)
@@ -30,6 +30,11 @@ bench: $(READY)
 	mkdir -p build
 	$(BIN)/python -m pytest bench -q --benchmark-json=build/bench.json --benchmark-disable-gc --benchmark-columns=median
 	$(BIN)/python -m bench.report build/bench.json
+
+# The Markdown beside the packages and their docstrings as a site: build/site/index.html.
+docs: $(READY)
+	$(PIP) mkdocs-material
+	$(BIN)/python docs.py
 
 # Everything that only a GPU can say, in ten minutes (FAST=1: three), into bench/results/gpu and onto the terminal.
 gpu:

@@ -1,4 +1,4 @@
-"""The command `cora`: fit, train, compare, evaluate, score, recommend, explain, export, info."""
+"""The command `cora`: fit, train, compare, evaluate, score, recommend, explain, export, serve, info."""
 
 import argparse
 import inspect
@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,6 +20,7 @@ from cora.generators import GENERATORS, generator_class
 from cora.methods import METHODS
 from cora.methods.config import MethodConfig
 from cora.prompts.template import one_line
+from cora.runs.distributed import is_main, one_speaks, process_index
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import as_table, joined, summary
 from cora.runs.settings import RunConfig, load_settings, value_of
@@ -37,11 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     warnings.formatwarning = lambda message, *_, **__: f"cora: note: {message}\n"
     try:
-        options.command(options)
+        with one_speaks():
+            options.command(options)
     except (ValueError, TypeError, OSError) as error:
         if sys.flags.dev_mode:  # python -X dev
             raise
-        print(clipped(f"cora: error: {' '.join(str(error).split())}", _LONGEST_ERROR), file=sys.stderr)
+        who = "" if is_main() else f" (process {process_index()})"
+        print(clipped(f"cora: error{who}: {' '.join(str(error).split())}", _LONGEST_ERROR), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ncora: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -123,6 +127,16 @@ def _export(options: argparse.Namespace) -> None:
 
     for folder in export(options.run, options.user, options.item, options.out):
         print(f"adapter  {folder}")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    if missing := [name for name in ("fastapi", "prometheus_client", "uvicorn") if find_spec(name) is None]:
+        raise ValueError(f"serve: {', '.join(missing)} missing, install the extra `serve` of cora-kernels")
+    from cora.serving.app import serve
+    from cora.serving.batching import Limits
+
+    limits = Limits(options.queue, options.batch_prompts, options.deadline)
+    serve(options.run, options.host, options.port, limits)
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -245,6 +259,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", required=True, metavar="FOLDER", help="folder of the adapter, or of the adapters")
     export.set_defaults(command=_export)
+
+    serve = commands.add_parser(
+        "serve",
+        help="serve a run over HTTP: scores, recommendations, a page",
+        description="Answers POST /score and POST /recommend, GET /health, /metrics and /openapi.json, and shows a "
+        "page at /. Requests that come while a batch is scored are the next batch. What does not fit into the queue or "
+        "is not answered by its deadline gets a 503 with Retry-After.",
+    )
+    serve.add_argument("--run", required=True, metavar="FOLDER", help="folder of a finished run")
+    serve.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8000, metavar="N", help="port, 0 for a free one (default: 8000)")
+    serve.add_argument("--queue", type=int, default=128, metavar="N", help="requests that wait (default: 128)")
+    serve.add_argument("--batch-prompts", type=int, default=256, metavar="N", help="prompts in a batch (default: 256)")
+    serve.add_argument(
+        "--deadline", type=float, default=30.0, metavar="N", help="seconds for a request at most (default: 30)"
+    )
+    serve.set_defaults(command=_serve)
 
     info = commands.add_parser(
         "info", help="versions, usable kernels, named data and models; or a run's settings and metrics"

@@ -1,7 +1,7 @@
 """The linears of a model by name: their sizes, and the shortest names that tell some of them from the others."""
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cora.llm.names import fits
 from cora.llm.patched_linear import LoRALinear
+from cora.llm.quantised import is_quantised
 
 # Architectures that hand some linears their input as rows, the tokens of one sample after those of another.
 _AS_ROWS = {"opt": ("fc1", "fc2"), "qwen2_moe": ("shared_expert_gate", "gate_proj", "up_proj", "down_proj")}
@@ -28,17 +29,19 @@ class LinearSize(NamedTuple):
 
 
 def linear_sizes(model: nn.Module) -> dict[str, LinearSize]:
-    """Every nn.Linear, Conv1D and patched linear of a model by its full name, in the model's order."""
+    """Every linear, Conv1D and patched linear of a model by its full name, in the model's order."""
     sizes = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, LoRALinear):
             transposed = module.transposed
-        elif isinstance(module, nn.Linear | Conv1D):
+        elif isinstance(module, nn.Linear | Conv1D) or is_quantised(module):
             transposed = isinstance(module, Conv1D)
         else:
             continue
-        shape = tuple(module.weight.shape)
-        size_in, size_out = shape if transposed else shape[::-1]
+        if isinstance(module, Conv1D):
+            size_in, size_out = module.weight.shape
+        else:
+            size_in, size_out = cast(Any, module).in_features, cast(Any, module).out_features
         sizes[name] = LinearSize(size_in, size_out, transposed, module.weight.device, module.weight.dtype)
     return sizes
 

@@ -12,6 +12,7 @@ from cora.llm.deltas import FLOATS, Delta, checked
 from cora.llm.linears import is_plain, stacked_weights, takes_rows
 from cora.llm.names import fits, layer_index
 from cora.llm.patched_linear import LoRALinear, SiblingGroup
+from cora.llm.quantised import KNOWN, QuantisedLinear, is_quantised
 from cora.llm.resizing import allow_resizing, refuse_resizing
 
 ALL_LINEAR = "all-linear"
@@ -213,9 +214,12 @@ def patch(
     memory that changes most of it (an average of weights copied in, offloading). After such a write to a few elements
     or rows, call `patch.refresh()`.
 
-    Raises TypeError if a target is no plain nn.Linear or Conv1D (quantised, an embedding, wrapped by PEFT),
-    ValueError if nothing matches, for a layer that does not exist, for a model already patched, or for a linear that
-    cannot be wrapped. Nothing is changed then.
+    Linears that bitsandbytes (4 and 8 bit), torchao or transformers' GGUF loader have quantised run as they are, and
+    the delta is added to what they give, in place.
+
+    Raises TypeError if a target is no plain nn.Linear or Conv1D and none of those (quantised in another way, an
+    embedding, wrapped by PEFT), ValueError if nothing matches, for a layer that does not exist, for a model already
+    patched, or for a linear that cannot be wrapped. Nothing is changed then.
     """
     targets, wanted = _check_arguments(model, target_modules, layers)
     found, unmatched = _find(model, targets, wanted)
@@ -223,14 +227,18 @@ def patch(
     replaced: dict[int, LoRALinear] = {}
     places = []
     for name, base in found:
-        layer = replaced.setdefault(
-            id(base), LoRALinear(name, base, isinstance(base, Conv1D), calls, takes_rows(model, name))
-        )
+        layer = replaced.setdefault(id(base), _patched(name, base, calls, takes_rows(model, name)))
         parent_name, _, child = name.rpartition(".")
         places.append(_Place(model.get_submodule(parent_name), child, layer))
     result = Patch(model, calls, places, _groups(places), unmatched)
     print(result)
     return result
+
+
+def _patched(name: str, base: nn.Module, calls: Calls, rows: bool) -> LoRALinear:
+    if is_quantised(base):
+        return QuantisedLinear(name, base, calls, rows)
+    return LoRALinear(name, base, isinstance(base, Conv1D), calls, rows)
 
 
 def _output_layer(model: nn.Module) -> nn.Module | None:
@@ -284,7 +292,7 @@ def _find(
     matched = set()
     head = _output_layer(model)
     for name, module in model.named_modules(remove_duplicate=False):
-        is_inner = isinstance(module, nn.Linear | Conv1D) and module is not head
+        is_inner = _is_linear(module) and module is not head
         hits = [target for target in targets if fits(name, target) or (target == ALL_LINEAR and is_inner)]
         if not hits or (layers is not None and layer_index(name) not in layers):
             continue
@@ -292,9 +300,7 @@ def _find(
         matched.update(hits)
         found.append((name, module))
     if not found:
-        linears = dict.fromkeys(
-            name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
-        )
+        linears = dict.fromkeys(name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module))
         raise ValueError(
             f"target_modules: {', '.join(targets)} match nothing in {type(model).__name__}; its linears are named "
             f"{', '.join(linears) or '(it has none)'}"
@@ -302,16 +308,24 @@ def _find(
     return found, [target for target in targets if target not in matched]
 
 
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D) or is_quantised(module)
+
+
 def _check_patchable(name: str, module: nn.Module) -> None:
-    # A subclass that computes its forward in its own way holds more than a weight and a bias: quantised linears do.
-    if not is_plain(module) or module.weight.dtype not in FLOATS:
+    # A subclass that computes its forward in its own way holds more than a weight and a bias.
+    quantised = is_quantised(module)
+    if not quantised and (not is_plain(module) or module.weight.dtype not in FLOATS):
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
-        raise TypeError(f"target_modules: {name} is a {kind}, expected a plain torch.nn.Linear or transformers' Conv1D")
+        raise TypeError(
+            f"target_modules: {name} is a {kind}, expected a plain torch.nn.Linear or transformers' Conv1D, "
+            f"or a linear quantised by {KNOWN}"
+        )
     if "weight" not in module._parameters:
         raise TypeError(
             f"target_modules: {name} makes its weight anew (is it pruned or parametrised?); undo that first"
         )
-    if type(module.weight) is not nn.Parameter:
+    if not quantised and type(module.weight) is not nn.Parameter:
         kind = f"{type(module.weight).__module__}.{type(module.weight).__qualname__}"
         raise TypeError(f"target_modules: the weight of {name} is a {kind}, expected a plain torch.nn.Parameter")
     if "forward" in vars(module):
@@ -331,6 +345,7 @@ def _groups(places: Iterable[_Place]) -> list[tuple[nn.Module, SiblingGroup]]:
     for parent, layers in children.values():
         for names in _SIBLINGS:
             siblings = [layers[name] for name in names if name in layers]
+            siblings = [layer for layer in siblings if not isinstance(layer, QuantisedLinear)]
             if len(siblings) > 1 and len({layer.in_features for layer in siblings}) == 1:
                 groups.append((parent, SiblingGroup(siblings)))
     return groups

@@ -21,6 +21,7 @@ from cora.llm.loading import load_base
 from cora.llm.modes import EvalMode
 from cora.llm.patch import Patch
 from cora.llm.scorer import Scorer
+from cora.methods.card import model_card
 from cora.methods.config import MethodConfig
 from cora.methods.samples import Ids, Samples
 from cora.tensors import Budget, described, misfit, read_tensors
@@ -28,7 +29,7 @@ from cora.tensors import Budget, described, misfit, read_tensors
 if TYPE_CHECKING:
     from typing import Self
 
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
 # Elements that a model may make while it is built, beyond twice those that are saved.
 _SPARE = 2**20
 
@@ -247,18 +248,28 @@ class MethodModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json, model.safetensors (what is trained) and the method's own files; the base model by name.
+        README.md is its model card, unless the folder has one already.
 
-        All are written under other names and renamed when whole.
+        All are written under other names and renamed when whole. Of a model that FSDP2 has sharded every process calls
+        this, and the first of them writes.
         """
-        weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
-        write_files(
-            Path(folder),
-            {
-                **self._own_files(),
-                _WEIGHTS: lambda path: save_file(weights, path, metadata={"format": "pt"}),
-                _CONFIG: lambda path: path.write_text(self.config.to_json_string(), encoding="utf-8"),
-            },
-        )
+        state = self.state_dict()
+        weights = {name: _whole(tensor.detach()).contiguous() for name, tensor in state.items()}
+        is_sharded = any(map(_is_sharded, state.values()))
+        card = model_card(self.config, type(self), sum(one.numel() for one in weights.values()))
+        with_card = {} if (Path(folder) / _CARD).exists() else {_CARD: lambda path: path.write_text(card, "utf-8")}
+        if not is_sharded or torch.distributed.get_rank() == 0:
+            write_files(
+                Path(folder),
+                {
+                    **with_card,
+                    **self._own_files(),
+                    _WEIGHTS: lambda path: save_file(weights, path, metadata={"format": "pt"}),
+                    _CONFIG: lambda path: path.write_text(self.config.to_json_string(), encoding="utf-8"),
+                },
+            )
+        if is_sharded:
+            torch.distributed.barrier()
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, base_model: PreTrainedModel | None = None, **kwargs: Any) -> "Self":
@@ -340,6 +351,15 @@ class MethodModel(nn.Module):
         if self.training and self.config.dropout > 0:
             return drop_inputs(deltas, self.patch.inputs, self.config.dropout)
         return deltas
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")  # a DTensor, whose module not every build of torch has
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor, of a sharded one with the shards of all processes."""
+    return cast(Any, tensor).full_tensor() if _is_sharded(tensor) else tensor
 
 
 def _is_base(key: str) -> bool:

@@ -23,6 +23,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from cora.methods.model import MethodModel
 from cora.prompts import PromptCollator, PromptDataset
+from cora.runs.distributed import is_main, of_main
 from cora.runs.families import FamilyBatches, families_of_prompts
 from cora.runs.folder import RunFolder
 from cora.runs.settings import RunConfig
@@ -94,14 +95,16 @@ def fit(
         compute_metrics=_valid_auc,
         callbacks=callbacks,
     )
-    print(_announcement(arguments, model, prompts, training))
+    if is_main():
+        print(_announcement(arguments, model, prompts, training))
     start = {name: value.clone() for name, value in model.state_dict().items()} if model.ranks_from_the_start else None
     trainer.train(resume_from_checkpoint=checkpoint)
     history: list[dict[str, Any]] = trainer.state.log_history
     if start is not None and _start_is_best(history):
         print("no checkpoint ranks the validation rows better than the start did: the start is kept")
         model.load_state_dict(start)
-    model.save_pretrained(run.model)
+    if is_main():
+        model.save_pretrained(run.model)
     run.write(run.history, json.dumps(history, indent=1) + "\n")
     return history
 
@@ -193,9 +196,9 @@ def _announcement(
     model.zero_grad(set_to_none=True)
     validations = arguments.max_steps // int(arguments.eval_steps or arguments.max_steps) + 1
     # A validation row has the forward alone, about a third of what a training row costs.
-    rows = validations * len(prompts["valid"]) / 3 / len(batch["labels"])
+    rows = validations * len(prompts["valid"]) / 3 / len(batch["labels"]) / arguments.world_size
     minutes = (arguments.max_steps + rows) * step / 60
-    prompts_a_step = len(batch["labels"]) * arguments.gradient_accumulation_steps
+    prompts_a_step = len(batch["labels"]) * arguments.gradient_accumulation_steps * arguments.world_size
     return (
         f"{arguments.max_steps} steps of {prompts_a_step} prompts and {validations} validations of "
         f"{len(prompts['valid'])}: about {minutes:.1f} minutes on this machine, if nothing ends it early"
@@ -228,7 +231,8 @@ class TimeLimit(TrainerCallback, ExportableState):
         self.since = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.spent + time.monotonic() - self.since > self.seconds:
+        # By one clock: processes that stopped at different steps would wait for each other without end.
+        if of_main(self.spent + time.monotonic() - self.since > self.seconds):
             control.should_training_stop = control.should_evaluate = control.should_save = True
 
     def state(self) -> dict[str, Any]:

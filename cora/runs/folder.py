@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from cora.collaborative import CollaborativeEmbeddings
 from cora.files import write_files
+from cora.runs.distributed import is_main
 from cora.runs.settings import RunConfig, load_settings
 
 
@@ -86,7 +87,9 @@ class RunFolder:
         return CollaborativeEmbeddings.load(self.embeddings)
 
     def write(self, path: Path, content: str | pd.DataFrame) -> None:
-        """Text as it is, a frame as parquet."""
+        """Text as it is, a frame as parquet; by the main process alone."""
+        if not is_main():
+            return
         if isinstance(content, str):
             write_files(path.parent, {path.name: lambda file: file.write_text(content, encoding="utf-8")})
         else:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -46,6 +46,13 @@ def recommend(run: str | Path, user: str, top: int = 10, candidates: int = 100) 
     return Recommendations(histories[0], table.drop(columns=["user_id", "rank"]))
 
 
+class Asked(NamedTuple):
+    """Rows with user_id, item_id, label and timestamp, and e_u [rows, d] of each row's user, None for the table's."""
+
+    rows: pd.DataFrame
+    vectors: Tensor | None
+
+
 class Recommender:
     """A finished run, and how many items it ranks and gives. Raises as `recommend` does."""
 
@@ -76,42 +83,76 @@ class Recommender:
         strangers = [user for user in users if user not in self._users]
         if strangers:
             self.embeddings.lookup_users(strangers)  # which reports them
-        unseen = {user: self._unseen(user) for user in users}
+        histories, asked = self.candidates_of(users, [self.candidates] * len(users))
+        table = self.ranked(asked.rows.assign(score=self.scores(asked)))
+        return self.titles_of(histories), table[table["rank"] <= self.top].reset_index(drop=True)
+
+    def candidates_of(self, users: Sequence[Any], most: Sequence[int]) -> tuple[list[list], Asked]:
+        """The items each of the users liked, oldest first; and as rows, with `of`, the place of the user in `users`,
+        and `collaborative_rank`, the `most` items without a row of the user's that the collaborative vectors put first.
+        """
+        unseen = [self._unseen(user) for user in users]
         # Of all candidates of a user one and the same past, the whole: that of the first is that of all.
-        now = pd.DataFrame(
+        now = self._now(users, [(items if len(items) else self._items)[0] for items in unseen])
+        histories = self._histories(now)
+        vectors = self.prepared.user_vectors(self.embeddings, now)
+        firsts, chosen = [], []
+        for row, (user, items) in enumerate(zip(users, unseen, strict=True)):
+            vector = None if vectors is None else self._of_items(vectors[row], now.iloc[[row] * len(items)], items)
+            alone = self.embeddings.score([user] * len(items), items.tolist(), vector).numpy()
+            best = np.argsort(-alone, kind="stable")[: most[row]]
+            firsts.append(items[best])
+            chosen += [] if vector is None else [vector[torch.from_numpy(best)]]
+        of = [row for row, items in enumerate(firsts) for _ in items]
+        rows = self._now([users[row] for row in of], np.concatenate(firsts).tolist()).assign(
+            of=of,
+            collaborative_rank=np.concatenate([1 + np.arange(len(one)) for one in firsts]),
+        )
+        return histories, Asked(rows, None if vectors is None else torch.cat(chosen))
+
+    def pairs_of(self, users: Sequence[Any], items: Sequence[Any]) -> Asked:
+        """Rows of any users and items, which have titles, as of the end of the run's data."""
+        rows = self._now(users, items)
+        return Asked(rows, self.prepared.user_vectors(self.embeddings, rows))
+
+    def scores(self, asked: Asked, adapted: bool = True) -> np.ndarray:
+        """The score of every row, float32 [rows], by the method or, not `adapted`, by its language model alone."""
+        if asked.rows.empty:
+            return np.zeros(0, dtype=np.float32)
+        rows = self.prepared.with_histories(asked.rows, self.embeddings)
+        return score_prompts(self.model, self.prepared.prompts(rows, asked.vectors), adapted)
+
+    def ranked(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """user_id, rank, item_id, title, probability and collaborative_rank of candidates with a score: rows of one
+        `of` together, in its order, the best first."""
+        rows = rows.iloc[np.lexsort((rows["collaborative_rank"], -rows["score"], rows["of"]))]
+        return pd.DataFrame(
             {
-                "user_id": pd.Series(list(users), dtype=self.frame["user_id"].dtype),
-                "item_id": [(items if len(items) else self._items)[0] for items in unseen.values()],
-                "timestamp": np.iinfo(np.int64).max,
+                "user_id": rows["user_id"],
+                "rank": 1 + rows.groupby("of").cumcount(),
+                "item_id": rows["item_id"],
+                "title": [self.titles[item] for item in rows["item_id"].tolist()],
+                "probability": probability(rows["score"].to_numpy()),
+                "collaborative_rank": rows["collaborative_rank"],
             }
         )
-        known = self.prepared.splits.of_users(now["user_id"])
-        histories = liked_before(now, known, self.prepared.method_config.max_history)
-        rows = self._ranked(now, unseen)
-        titles = [[self.titles[item] for item in history] for history in histories]
-        return titles, self._best(rows)
+
+    def titles_of(self, histories: Sequence[Sequence[Any]]) -> list[list[str]]:
+        return [[self.titles[item] for item in history] for history in histories]
+
+    def _now(self, users: Sequence[Any], items: Sequence[Any]) -> pd.DataFrame:
+        """Rows of users and items after all others."""
+        ids = {"user_id": users, "item_id": items}
+        typed = {name: pd.Series(list(one), dtype=self.frame[name].dtype) for name, one in ids.items()}
+        return pd.DataFrame(typed).assign(timestamp=np.iinfo(np.int64).max, label=0)
+
+    def _histories(self, rows: pd.DataFrame) -> list[list]:
+        known = self.prepared.splits.of_users(rows["user_id"])
+        return liked_before(rows, known, self.prepared.method_config.max_history)
 
     def _unseen(self, user: Any) -> np.ndarray:
         seen = self.frame["item_id"].to_numpy()[self.frame["user_id"].to_numpy() == user]
         return self._items[~np.isin(self._items, seen)]
-
-    def _ranked(self, now: pd.DataFrame, unseen: dict[Any, np.ndarray]) -> pd.DataFrame:
-        """The candidates of every user, those the collaborative vectors put first, with the score of the method."""
-        vectors = self.prepared.user_vectors(self.embeddings, now)
-        parts, chosen = [], []
-        for row, (user, items) in enumerate(unseen.items()):
-            vector = None if vectors is None else self._of_items(vectors[row], now.iloc[[row] * len(items)], items)
-            alone = self.embeddings.score([user] * len(items), items.tolist(), vector).numpy()
-            best = np.argsort(-alone, kind="stable")[: self.candidates]
-            part = now.iloc[[row] * len(best)].assign(item_id=items[best], collaborative_rank=1 + np.arange(len(best)))
-            parts.append(part.assign(label=0, of=row))
-            chosen += [] if vector is None else [vector[torch.from_numpy(best)]]
-        rows = pd.concat(parts, ignore_index=True)
-        if rows.empty:
-            return rows.assign(score=0.0)
-        rows = self.prepared.with_histories(rows, self.embeddings)
-        of_rows = None if vectors is None else torch.cat(chosen)
-        return rows.assign(score=score_prompts(self.model, self.prepared.prompts(rows, of_rows)))
 
     def _of_items(self, vector: Tensor, rows: pd.DataFrame, items: np.ndarray) -> Tensor:
         """The vector of a user for each of the items, all of them the same unless the encoder reads the item."""
@@ -121,21 +162,10 @@ class Recommender:
         assert made is not None  # as the vector is
         return made
 
-    def _best(self, rows: pd.DataFrame) -> pd.DataFrame:
-        order = np.lexsort((rows["collaborative_rank"], -rows["score"], rows["of"]))
-        rows = rows.iloc[order]
-        rows = rows.assign(rank=1 + rows.groupby("of").cumcount())
-        rows = rows[rows["rank"] <= self.top].reset_index(drop=True)
-        return pd.DataFrame(
-            {
-                "user_id": rows["user_id"],
-                "rank": rows["rank"],
-                "item_id": rows["item_id"],
-                "title": [self.titles[item] for item in rows["item_id"].tolist()],
-                "probability": 0.5 + 0.5 * np.tanh(0.5 * rows["score"].to_numpy()),
-                "collaborative_rank": rows["collaborative_rank"],
-            }
-        )
+
+def probability(scores: np.ndarray) -> np.ndarray:
+    """The logistic function of scores, float64."""
+    return 0.5 + 0.5 * np.tanh(0.5 * scores.astype(np.float64))
 
 
 def as_id(name: str, text: str, column: pd.Series) -> Any:

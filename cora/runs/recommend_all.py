@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from cora.files import write_files
+from cora.runs.distributed import is_main, join_processes, process_count, process_index, wait_for_all
 from cora.runs.folder import RunFolder
 from cora.runs.recommend import Recommender, as_id
 
@@ -26,7 +27,7 @@ def recommend_all(run: str | Path, users: str | Path, out: str | Path, top: int 
     users: a file with one id a line, UTF-8. out: user_id, rank (from 1), item_id, title, probability and
     collaborative_rank, users in the order of the file; one who has a row with every item has none. Until it is whole,
     parts of it lie in the folder `out`.parts: the same command after a kill goes on behind them, and after its end does
-    nothing.
+    nothing. Several processes, as torchrun starts them, divide the parts among them.
 
     Raises what `recommend` raises; FileNotFoundError for a missing file of users; ValueError, naming the line, for a
     repeated or odd id, and for a file without any; FileExistsError for an `out` that another request or another program
@@ -41,24 +42,31 @@ def recommend_all(run: str | Path, users: str | Path, out: str | Path, top: int 
         print(f"{out} holds these recommendations, finished")
         return len(lines)
     parts = out.with_name(out.name + ".parts")
+    join_processes()
     recommender = Recommender(run, top, candidates)
     ids = _ids(recommender, lines, Path(users))
     parts.mkdir(parents=True, exist_ok=True)
     lock = FileLock(parts / ".lock")
     try:
-        lock.acquire(timeout=0)
+        if is_main():
+            lock.acquire(timeout=0)
     except Timeout:
         raise FileExistsError(f"out: another process is writing {out}; wait for it to end") from None
+    wait_for_all()
     try:
         files = _write_parts(recommender, ids, parts, request)
-        whole = pa.concat_tables([pq.read_table(file) for file in files])
-        write_files(out.parent, {out.name: lambda file: pq.write_table(whole, file)})
-        for file in files:
-            file.unlink()
+        wait_for_all()
+        if is_main():
+            whole = pa.concat_tables([pq.read_table(file) for file in files])
+            write_files(out.parent, {out.name: lambda file: pq.write_table(whole, file)})
+            for file in files:
+                file.unlink()
     finally:
         lock.release()
-    (parts / ".lock").unlink(missing_ok=True)
-    parts.rmdir()
+    if is_main():
+        (parts / ".lock").unlink(missing_ok=True)
+        parts.rmdir()
+    wait_for_all()
     return len(ids)
 
 
@@ -70,7 +78,7 @@ def _write_parts(recommender: Recommender, ids: list[Any], parts: Path, request:
     with tqdm(total=len(ids), desc="users", unit="user") as bar:
         for number, file in enumerate(files):
             chunk = ids[number * together : (number + 1) * together]
-            if not file.is_file():
+            if number % process_count() == process_index() and not file.is_file():
                 _write(file, recommender.of(chunk)[1], request)
             bar.update(len(chunk))
     return files

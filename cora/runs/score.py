@@ -1,5 +1,6 @@
 """Rows scored: by the collaborative vectors alone, by the language model alone, by a method."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cora.llm.loading import chosen_dtype
 from cora.methods import load_method
 from cora.methods.model import MethodModel
 from cora.prompts import PromptCollator, PromptDataset
+from cora.runs.distributed import gathered, join_processes, own_share
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import identified, summary
 from cora.runs.prepare import prepare, prepare_on
@@ -23,12 +25,14 @@ def evaluate(run: str | Path, data: str | None = None, part: str = "test", rows:
     """The metrics, as in metrics.json, of a finished run on a part ("train", "valid", "test") of its own data or of
     other data with the same ids (`prepare_on`). rows: that many drawn at random, 0 for all.
 
-    Raises FileNotFoundError unless a finished run is there, ValueError for a part that the data does not have.
+    Several processes divide the rows among them. Raises FileNotFoundError unless a finished run is there, ValueError
+    for a part that the data does not have.
     """
     folder = RunFolder.existing(run)
     if rows < 0:
         raise ValueError(f"rows: expected a whole number from 0, got {rows}")
     config = folder.config()
+    join_processes()
     prepared = prepare(config) if data is None else prepare_on(config, data)
     chosen = prepared.drawn(part, rows).reset_index(drop=True)
     embeddings = folder.vectors()
@@ -42,7 +46,7 @@ def evaluate(run: str | Path, data: str | None = None, part: str = "test", rows:
     prompts = prepared.prompts(prepared.with_histories(chosen, embeddings), vectors)
     found = collaborative_scores(embeddings, unscored(chosen), vectors)
     for name, adapted in (("llm", False), (config.method, True)):
-        found[name] = score_prompts(model, prompts, adapted)
+        found[name] = score_together(model, prompts, adapted)
     return {"part": part} | summary(found)
 
 
@@ -54,9 +58,15 @@ def load_model(folder: RunFolder, config: RunConfig) -> MethodModel:
     return model
 
 
-def score_prompts(model: MethodModel, prompts: PromptDataset, adapted: bool = True) -> np.ndarray:
-    """The score of every prompt, float32 [rows], by the method or, not `adapted`, by its language model alone."""
-    batch = PromptCollator(prompts.tokenizer)([prompts[row] for row in range(len(prompts))])
+def score_prompts(
+    model: MethodModel, prompts: PromptDataset, adapted: bool = True, rows: Sequence[int] | None = None
+) -> np.ndarray:
+    """The score of every prompt, or of those in `rows`, float32 [rows], by the method or, not `adapted`, by its
+    language model alone."""
+    chosen = range(len(prompts)) if rows is None else rows
+    if not chosen:
+        return np.zeros(0, dtype=np.float32)
+    batch = PromptCollator(prompts.tokenizer)([prompts[row] for row in chosen])
     ids, mask = (batch[name].to(model.base.device) for name in ("input_ids", "attention_mask"))
     scores = model.score(
         ids,
@@ -68,6 +78,11 @@ def score_prompts(model: MethodModel, prompts: PromptDataset, adapted: bool = Tr
         prefix_lengths=batch.get("prefix_lengths"),
     )
     return np.asarray(scores.cpu())
+
+
+def score_together(model: MethodModel, prompts: PromptDataset, adapted: bool = True) -> np.ndarray:
+    """`score_prompts` of all prompts, in every process; each scores its share of them."""
+    return gathered(score_prompts(model, prompts, adapted, own_share(len(prompts))))
 
 
 def unscored(rows: pd.DataFrame) -> pd.DataFrame:

@@ -15,13 +15,14 @@ from cora.data import Splits
 from cora.llm.loading import chosen_dtype, load_base
 from cora.methods import load_method
 from cora.methods.model import MethodModel
+from cora.runs.distributed import is_main, one_speaks, wait_for_all
 from cora.runs.families import rows_of_training
 from cora.runs.fit import fit, training_arguments
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import summary
 from cora.runs.pictures import training_picture
 from cora.runs.prepare import Prepared, prepare
-from cora.runs.score import collaborative_scores, score_prompts, unscored
+from cora.runs.score import collaborative_scores, score_together, unscored
 from cora.runs.settings import RunConfig
 
 
@@ -30,16 +31,18 @@ def train(config: RunConfig, out: str | Path) -> dict[str, Any]:
 
     The test rows (the validation rows where the data has no test part) are scored by the collaborative vectors alone,
     by the language model alone and by the method, whose best checkpoint by validation AUC is kept. Called again for the
-    same folder it goes on where it was stopped, from the last checkpoint, to the same losses.
+    same folder it goes on where it was stopped, from the last checkpoint, to the same losses. Several processes, as
+    torchrun starts them, train and score together, batch_size rows each a step; one of them prints and writes.
 
     Raises what reading the data and the model raises; FileExistsError for a folder that holds other things or that
     another process trains in; ValueError for a training that diverges.
     """
     run = RunFolder(out)
     prepared = prepare(config)
-    part, rows = _rows(prepared)
     arguments = training_arguments(config, run)
-    with run.opened(config) if arguments.process_index == 0 else nullcontext():
+    part, rows = _rows(prepared, arguments.world_size)
+    with one_speaks(), run.opened(config) if is_main() else nullcontext():
+        wait_for_all()
         if run.metrics.is_file():
             print(f"{run.path} holds this run, finished")
             return dict(json.loads(run.metrics.read_text(encoding="utf-8")))
@@ -64,26 +67,28 @@ def _train(
     found = collaborative_scores(embeddings, found, vectors[part])
     if "llm" not in found:
         print(f"{len(found)} {part} rows scored by the language model alone")
-        found["llm"] = score_prompts(model, prompts[part], adapted=False)
+        found["llm"] = score_together(model, prompts[part], adapted=False)
         run.write(run.predictions, found)
     history = fit(config, run, arguments, model, prompts)
     alone = collaborative_scores(embeddings, unscored(rows["valid"]), vectors["valid"])
     levels = {name: one["auc"] for name, one in summary(alone)["methods"].items()}
     start = "the vectors alone" if model.ranks_from_the_start else "the LLM alone"
-    training_picture(history, config.method, start, levels, run.picture)
+    if is_main():
+        training_picture(history, config.method, start, levels, run.picture)
     print(f"{len(found)} {part} rows scored by {method.label}")
-    found[config.method] = score_prompts(model, prompts[part])
+    found[config.method] = score_together(model, prompts[part])
     run.write(run.predictions, found)
     trained = {"collaborative": len(prepared.splits.train), config.method: len(rows["train"])}
     result = {"part": part} | summary(found) | {"valid_auc": _best(history), "steps": history[-1]["step"]}
     result["training_rows"] = trained
     run.write(run.metrics, json.dumps(result, indent=2) + "\n")
+    wait_for_all()
     return result
 
 
 def _collaborative(config: RunConfig, run: RunFolder, splits: Splits) -> CollaborativeEmbeddings:
     """The vectors of the run: those of the file named, those trained before, or those of a model trained now."""
-    if not run.embeddings.is_file():
+    if is_main() and not run.embeddings.is_file():
         if config.embeddings is not None:
             embeddings = _of_trained_items(CollaborativeEmbeddings.load(config.embeddings), splits)
         else:
@@ -91,6 +96,7 @@ def _collaborative(config: RunConfig, run: RunFolder, splits: Splits) -> Collabo
             embeddings, result = fitted(splits.train, splits.valid, config.dim, seed=config.seed)
             print(f"{config.collaborative}: valid AUC {result.valid_auc:.4f} after {result.best_epoch + 1} epochs")
         embeddings.save(run.embeddings)
+    wait_for_all()
     return run.vectors()
 
 
@@ -105,12 +111,12 @@ def _of_trained_items(embeddings: CollaborativeEmbeddings, splits: Splits) -> Co
     return embeddings.of_items(torch.from_numpy(rows))
 
 
-def _rows(prepared: Prepared) -> tuple[str, dict[str, pd.DataFrame]]:
-    """The part that is reported on, and the rows used of every part."""
+def _rows(prepared: Prepared, processes: int) -> tuple[str, dict[str, pd.DataFrame]]:
+    """The part that is reported on, and the rows used of every part by so many processes."""
     config = prepared.config
     wanted = {"valid": config.valid_rows, "test": config.test_rows}
     rows = {
-        name: rows_of_training(prepared) if name == "train" else prepared.drawn(name, wanted[name])
+        name: rows_of_training(prepared, processes) if name == "train" else prepared.drawn(name, wanted[name])
         for name in prepared.splits.parts()
     }
     if rows["valid"]["label"].nunique() < 2:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset
@@ -41,12 +42,38 @@ def scores(model: CoRAModel) -> torch.Tensor:
     return model.score(IDS, MASK, ["bo", "ann"], [6, 7])
 
 
+def test_the_model_card_says_what_it_is_and_no_path(make_base: Any, tmp_path: Path) -> None:
+    model = trained(make_base("llama"), base_model=str(tmp_path / "mine"))
+    (tmp_path / "mine").mkdir()
+    model.save_pretrained(tmp_path / "here")
+    expected = scores(model)
+    card = ModelCard.load(tmp_path / "here" / "README.md")
+    assert card.data.library_name == "cora-kernels" and card.data.base_model is None and "lora" in card.data.tags
+    assert "cora on mine" in card.text and str(tmp_path) not in card.content
+    assert f"{sum(one.numel() for one in model.state_dict().values()):,} trained elements" in card.text
+    trained(make_base("llama"), base_model="owner/name").save_pretrained(tmp_path / "hub")
+    assert ModelCard.load(tmp_path / "hub" / "README.md").data.base_model == "owner/name"
+    code = (
+        card.text.split("```python\n")[1].split("```")[0].replace("from huggingface_hub import snapshot_download", "")
+    )
+    names: dict[str, Any] = {"snapshot_download": lambda _: tmp_path / "here", "base_model": model.unpatch()}
+    exec(code, names)
+    assert torch.equal(scores(names["model"]), expected)
+
+
+def test_a_card_that_is_there_is_kept(make_base: Any, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("my own words")
+    trained(make_base("llama")).save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my own words"
+
+
 @pytest.mark.parametrize("generator", ["mlp", "qformer", "per_layer"])
 def test_round_trip(make_base: Any, tmp_path: Path, generator: str) -> None:
     model = trained(make_base("llama"), generator=generator, num_blocks=1, ffn_size=16)
     expected = scores(model)
     model.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
         "config.json",
         "embeddings.safetensors",
         "model.safetensors",
