@@ -143,7 +143,9 @@ def prepare_on(config: RunConfig, source: str) -> Prepared:
         if name not in set(other.frame["split"])
     ]
     frame = pd.concat([*kept, other.frame], ignore_index=True).sort_values("timestamp", kind="stable")
-    data = Interactions(frame.reset_index(drop=True), own.data.titles | other.titles, other.name)
+    data = Interactions(
+        frame.reset_index(drop=True), own.data.titles | other.titles, other.name, own.data.genres | other.genres
+    )
     # Cold items are drawn by those of train, which is the run's own, and so are the same ones again.
     config = replace(config, data=source, split="ratio", cold_share=config.share_of_cold_items)
     return replace(own, config=config, data=data)
