@@ -1,4 +1,4 @@
-"""The command `cora`: fit, train, compare, evaluate, score, recommend, explain, export, info."""
+"""The command `cora`: fit, thoughts, train, compare, evaluate, score, recommend, explain, export, info."""
 
 import argparse
 import inspect
@@ -27,6 +27,11 @@ from cora.runs.settings import RunConfig, load_settings, value_of
 _OF_VECTORS = (
     "data", "positive_rating", "split", "valid_from", "test_from", "leave_last", "cold_share", "collaborative", "dim",
     "seed",
+)  # fmt: skip
+
+# Those that decide what `cora thoughts` writes.
+_OF_THOUGHTS = (
+    "data", "model", "positive_rating", "split", "valid_from", "test_from", "leave_last", "cold_share", "dtype", "seed",
 )  # fmt: skip
 
 _LONGEST_ERROR = 300  # characters
@@ -63,6 +68,17 @@ def _fit(options: argparse.Namespace) -> None:
     # The settings of a run name a language model; none is read here.
     result = fit_vectors(RunConfig.from_dict({**given, "model": "none"}), options.out)
     print(f"\n{as_table(result)}\n\nvectors  {options.out}")
+
+
+def _thoughts(options: argparse.Namespace) -> None:
+    from cora.runs.thoughts import write_thoughts
+
+    given = {name: getattr(options, name) for name in _OF_THOUGHTS if getattr(options, name) is not None}
+    sizes = options.rows, options.out, options.cot, options.new_tokens, options.candidates, options.run
+    thoughts = write_thoughts(RunConfig.from_dict(given), *sizes)
+    row = thoughts.rows.iloc[len(thoughts.rows) // 2]
+    print(f"\n{len(thoughts.rows)} rows, {len(thoughts.item_ids)} items; for example\n  {one_line(row[options.cot])}")
+    print(f"thoughts  {options.out}")
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -173,6 +189,29 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", required=True, metavar="FILE", help="safetensors file that is written")
     _add_fields(fit, _OF_VECTORS)
     fit.set_defaults(command=_fit)
+
+    thoughts = commands.add_parser(
+        "thoughts",
+        help="have a language model write why users liked or disliked items, for the method llmcf",
+        description="Writes chains of thought for training rows spread evenly over time, each knowing what its user "
+        "rated before and the row's own label, and the vectors of these texts and of the items. The same command again "
+        "goes on where it was stopped.",
+    )
+    thoughts.add_argument("--out", required=True, metavar="FOLDER", help="folder of the texts and their vectors")
+    thoughts.add_argument("--rows", required=True, type=int, metavar="N", help="training rows that get a text")
+    thoughts.add_argument(
+        "--cot", default="llm", choices=("llm", "template"),
+        help="texts by the language model and by a template of counts, or by that alone (default: llm)",
+    )  # fmt: skip
+    thoughts.add_argument("--new-tokens", type=int, default=64, metavar="N", help="tokens of a text (default: 64)")
+    thoughts.add_argument(
+        "--candidates", type=int, default=1, metavar="N", help="texts written, of which the best is kept (default: 1)"
+    )
+    thoughts.add_argument(
+        "--run", metavar="FOLDER", help="a finished run whose model writes, adapted to each row's user and item"
+    )
+    _add_fields(thoughts, _OF_THOUGHTS)
+    thoughts.set_defaults(command=_thoughts)
 
     compare = commands.add_parser(
         "compare",

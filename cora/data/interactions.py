@@ -19,7 +19,6 @@ from cora.data.sources import NAMED_DATA
 from cora.data.times import times
 from cora.data.values import ids, is_visible, labels, numbers, titles
 
-
 _NO_GENRES = {"(no genres listed)", "unknown", ""}  # how MovieLens writes that there are none
 
 
