@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -102,7 +103,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 def _evaluate(options: argparse.Namespace) -> None:
     from cora.runs.score import evaluate
 
-    result = evaluate(options.run, options.data, options.part, options.rows)
+    result = evaluate(options.run, options.data, options.part, options.rows, options.scores)
     print(f"\n{as_table(result)}")
     if options.json:
         RunFolder(options.run).write(Path(options.json), json.dumps(result, indent=2) + "\n")
@@ -135,8 +136,11 @@ def _explain(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from cora.export.runs import export
+    from cora.export.runs import export, export_scorer
 
+    if not options.user:
+        print(f"model  {export_scorer(options.run, options.out)}")
+        return
     for folder in export(options.run, options.user, options.item, options.out):
         print(f"adapter  {folder}")
 
@@ -239,6 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--rows", type=int, default=0, metavar="N", help="rows drawn at random (default: 0, all of them)"
     )
+    evaluate.add_argument("--scores", metavar="FILE", help="also write every row's scores there, as parquet")
     evaluate.add_argument("--json", metavar="FILE", help="also write the metrics there")
     evaluate.set_defaults(command=_evaluate)
 
@@ -273,12 +278,15 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser(
         "export",
-        help="write what a run is for a user, or a user and an item, as PEFT adapters",
+        help="write what a run is for a user, or a user and an item, as PEFT adapters; or a model that has none",
         description="Writes the deltas of users and items as standard LoRA adapters, for PEFT and what reads its "
-        "format. One user and at most one item: FOLDER is the adapter. More: a folder in it for every pair of them.",
+        "format. One user and at most one item: FOLDER is the adapter. More: a folder in it for every pair of them. "
+        "A run of llmcf is written as a program of torch.export, NAME.pt2.",
     )
     export.add_argument("--run", required=True, metavar="FOLDER", help="folder of a finished run")
-    export.add_argument("--user", required=True, nargs="+", metavar="ID", help="user ids as in the data")
+    export.add_argument(
+        "--user", nargs="+", default=[], metavar="ID", help="user ids as in the data; none for a run of llmcf"
+    )
     export.add_argument(
         "--item", nargs="+", default=[], metavar="ID", help="item ids as in the data (default: the mean of all items)"
     )
@@ -305,6 +313,14 @@ def _add_settings(parser: argparse.ArgumentParser, out: str) -> None:
         "--config", metavar="FILE", help="YAML or JSON file with these settings; options given here override it"
     )
     _add_fields(parser, list(_settings()))
+    for name, what in (
+        ("backbone", "deepfm, xdeepfm, dcnv2, autoint or din"), ("thoughts", "folder of `cora thoughts`"),
+        ("cot", "llm, template, shuffled or none"),
+    ):  # fmt: skip
+        parser.add_argument(
+            f"--{name}", dest="cora", action="append", metavar="NAME", type=partial(_named, name),
+            help=f"of llmcf: {what}; the same as --cora {name}=",
+        )  # fmt: skip
     for name, what in (("cora", "the method's configuration (below)"), ("trainer", "transformers' TrainingArguments")):
         parser.add_argument(
             f"--{name}",
@@ -336,6 +352,10 @@ def _fields_of_methods() -> str:
     documented = [MethodConfig, *(method.Config for method in METHODS.values())]
     documented += [generator_class(name).Options for name in GENERATORS]
     return "\n\n".join(f"{one.__name__}, for --cora:\n{inspect.getdoc(one)}" for one in documented)
+
+
+def _named(name: str, text: str) -> tuple[str, Any]:
+    return name, text
 
 
 def _pair(text: str) -> tuple[str, Any]:

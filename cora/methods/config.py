@@ -19,7 +19,50 @@ FORMAT = 2
 
 
 @dataclass
-class MethodConfig:
+class StoredConfig:
+    """What every configuration of a method can do: to and from JSON."""
+
+    method: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by name."""
+        return asdict(self)
+
+    def to_json_string(self) -> str:
+        """The fields, the method's name and the number of the format, as a saved model has them in config.json."""
+        return json.dumps({"format": FORMAT, "method": self.method, **self.to_dict()}, indent=2) + "\n"
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Every name that the constructor takes."""
+        return [field.name for field in fields(cls)]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Self":
+        """Raises ValueError for a name that is no field."""
+        known = cls.field_names()
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(
+                f"unknown configuration fields: {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            )
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Self":
+        """Reads what `to_json_string` wrote.
+
+        Raises ValueError for a file that holds no JSON object, or that of another format or another method.
+        """
+        values = read_json(Path(path))
+        if (found := values.pop("format", 1)) != FORMAT:
+            raise ValueError(f"{path}: a model of format {found}, expected format {FORMAT}; train it with this version")
+        if (method := values.pop("method", None)) != cls.method:
+            raise ValueError(f"{path}: a model of the method {method!r}, expected {cls.method!r}")
+        return cls.from_dict(values)
+
+
+@dataclass
+class MethodConfig(StoredConfig):
     """y = x·Wᵀ + (alpha / r) · (dropout(x) · A) · B for the linears `target_modules` of the layers `layers`.
 
     base_model         name or path of the language model; filled in by the model where that knows its own name
@@ -36,8 +79,6 @@ class MethodConfig:
 
     Raises TypeError or ValueError that names the field.
     """
-
-    method: ClassVar[str]
 
     base_model: str | None = None
     r: int = 16
@@ -105,42 +146,6 @@ class MethodConfig:
                 raise ValueError(f"answer: {text!r} after the prompt must be one token, got {new}")
             ids.append(after[-1])
         return replace(self, answer_ids=tuple(ids))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every field by name."""
-        return asdict(self)
-
-    def to_json_string(self) -> str:
-        """The fields, the method's name and the number of the format, as a saved model has them in config.json."""
-        return json.dumps({"format": FORMAT, "method": self.method, **self.to_dict()}, indent=2) + "\n"
-
-    @classmethod
-    def field_names(cls) -> list[str]:
-        """Every name that the constructor takes."""
-        return [field.name for field in fields(cls)]
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Self":
-        """Raises ValueError for a name that is no field."""
-        known = cls.field_names()
-        if unknown := sorted(set(values) - set(known)):
-            raise ValueError(
-                f"unknown configuration fields: {', '.join(unknown)}; known are {', '.join(sorted(known))}"
-            )
-        return cls(**values)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Self":
-        """Reads what `to_json_string` wrote.
-
-        Raises ValueError for a file that holds no JSON object, or that of another format or another method.
-        """
-        values = read_json(Path(path))
-        if (found := values.pop("format", 1)) != FORMAT:
-            raise ValueError(f"{path}: a model of format {found}, expected format {FORMAT}; train it with this version")
-        if (method := values.pop("method", None)) != cls.method:
-            raise ValueError(f"{path}: a model of the method {method!r}, expected {cls.method!r}")
-        return cls.from_dict(values)
 
     def _check_answer(self) -> None:
         texts = list(self.answer) if isinstance(self.answer, list | tuple) else []

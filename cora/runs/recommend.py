@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cora.collaborative import user_encoder
 from cora.data import liked_before
-from cora.methods.model import MethodModel
+from cora.methods import load_method
 from cora.runs.folder import RunFolder
-from cora.runs.prepare import prepare
+from cora.runs.prepare import Prepared, prepare, prepare_data
 from cora.runs.score import load_model, score_prompts
 
 
@@ -54,14 +54,16 @@ class Recommender:
         if top < 1 or candidates < top:
             raise ValueError(f"top, candidates: expected 1 <= top <= candidates, got {top} and {candidates}")
         self.top, self.candidates = top, candidates
-        self.prepared = prepare(self.folder.config())
+        config = self.folder.config()
+        self.prepared = prepare(config) if load_method(config.method).fit is None else prepare_data(config)
+        self._max_history = config.method_config().max_history
         self.frame, self.titles = self.prepared.data.frame, self.prepared.data.titles
         self.embeddings = self.folder.vectors()
         self._items = np.sort(self.frame["item_id"].unique())
         self._users = set(self.frame["user_id"].unique().tolist())
 
     @cached_property
-    def model(self) -> MethodModel:
+    def model(self) -> Any:
         """Loaded when the first prompt is scored: what is wrong with a request is found before."""
         return load_model(self.folder, self.prepared.config)
 
@@ -86,7 +88,7 @@ class Recommender:
             }
         )
         known = self.prepared.splits.of_users(now["user_id"])
-        histories = liked_before(now, known, self.prepared.method_config.max_history)
+        histories = liked_before(now, known, self._max_history)
         rows = self._ranked(now, unseen)
         titles = [[self.titles[item] for item in history] for history in histories]
         return titles, self._best(rows)
@@ -109,9 +111,12 @@ class Recommender:
         rows = pd.concat(parts, ignore_index=True)
         if rows.empty:
             return rows.assign(score=0.0)
-        rows = self.prepared.with_histories(rows, self.embeddings)
         of_rows = None if vectors is None else torch.cat(chosen)
-        return rows.assign(score=score_prompts(self.model, self.prepared.prompts(rows, of_rows)))
+        if isinstance(self.prepared, Prepared):
+            rows = self.prepared.with_histories(rows, self.embeddings)
+            return rows.assign(score=score_prompts(self.model, self.prepared.prompts(rows, of_rows)))
+        last = rows.assign(timestamp=np.iinfo(np.int64).max)
+        return rows.assign(score=self.model.score_rows(last, self.prepared.splits))
 
     def _of_items(self, vector: Tensor, rows: pd.DataFrame, items: np.ndarray) -> Tensor:
         """The vector of a user for each of the items, all of them the same unless the encoder reads the item."""
