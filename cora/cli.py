@@ -75,8 +75,10 @@ def _thoughts(options: argparse.Namespace) -> None:
     from cora.runs.thoughts import write_thoughts
 
     given = {name: getattr(options, name) for name in _OF_THOUGHTS if getattr(options, name) is not None}
-    sizes = options.rows, options.out, options.cot, options.new_tokens, options.candidates, options.run
-    thoughts = write_thoughts(RunConfig.from_dict(given), *sizes)
+    thoughts = write_thoughts(
+        RunConfig.from_dict(given), options.rows, options.out, options.cot, options.new_tokens, options.candidates,
+        options.run, options.max_minutes,
+    )  # fmt: skip
     row = thoughts.rows.iloc[len(thoughts.rows) // 2]
     print(f"\n{len(thoughts.rows)} rows, {len(thoughts.item_ids)} items; for example\n  {one_line(row[options.cot])}")
     print(f"thoughts  {options.out}")
@@ -210,6 +212,9 @@ def _parser() -> argparse.ArgumentParser:
     thoughts.add_argument("--new-tokens", type=int, default=64, metavar="N", help="tokens of a text (default: 64)")
     thoughts.add_argument(
         "--candidates", type=int, default=1, metavar="N", help="texts written, of which the best is kept (default: 1)"
+    )
+    thoughts.add_argument(
+        "--max-minutes", type=float, metavar="N", help="writing ends after this time; rows without a text are left out"
     )
     thoughts.add_argument(
         "--run", metavar="FOLDER", help="a finished run whose model writes, adapted to each row's user and item"

@@ -109,8 +109,8 @@ class RunConfig:
         return frame if rows == 0 or rows >= len(frame) else frame.sample(rows, random_state=self.seed).sort_index()
 
     def method_config(self) -> Any:
-        """The method's configuration, a MethodConfig where it reads prompts. Raises ValueError for a name in `cora` that
-        it does not have."""
+        """The method's configuration, a MethodConfig where it reads prompts. Raises ValueError for a name in `cora`
+        that it does not have."""
         method = load_method(self.method)
         base = {} if method.trained_by else {"base_model": self.model}
         return method.Config.from_dict({**self.cora, **base})

@@ -1,5 +1,6 @@
 """Chains of thought for training rows: chosen, written by a language model, made vectors of, kept as they are made."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cora.checks import check_choice, check_int
+from cora.checks import check_choice, check_int, is_number
 from cora.data import load_interactions, pasts
 from cora.data.thoughts import KINDS, Thoughts, spread
 from cora.llm.loading import chosen_dtype, load_base, load_tokenizer
@@ -32,6 +33,7 @@ def write_thoughts(
     new_tokens: int = 64,
     candidates: int = 1,
     writer: str | Path | None = None,
+    max_minutes: float | None = None,
 ) -> Thoughts:
     """Writes chains of thought for `rows` training rows, spread evenly over time, to the folder `out`; returns them.
 
@@ -41,23 +43,33 @@ def write_thoughts(
     row's own label. Vectors of all texts and of all items are made by the language model as it is.
 
     What is written is kept in the folder by a hash of the model, the prompt and the settings, so that the same command
-    goes on where it was stopped, to the same texts. Raises FileExistsError for a folder that holds other things or that
+    goes on where it was stopped, to the same texts. max_minutes: writing ends after this time, and rows that have no
+    text by then are left out. Raises FileExistsError for a folder that holds other things or that
     another process writes in, ValueError for rows < 1 or more than there are, and what reading data and model raises.
     """
     check_choice("cot", kind, KINDS)
+    if max_minutes is not None and not (is_number(max_minutes) and max_minutes > 0):
+        raise ValueError(f"max_minutes: expected a positive number, got {max_minutes!r}")
     for name, value in (("rows", rows), ("new_tokens", new_tokens), ("candidates", candidates)):
         check_int(name, value, at_least=1)
     prepared = PreparedData(config, load_interactions(config.data, config.positive_rating))
     chosen = spread(prepared.splits.train, rows)[["user_id", "item_id", "label", "timestamp"]]
     with Cache(Path(out)) as cache:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        base = load_base(config.model, dtype=chosen_dtype(config.dtype, device)).to(device).eval()
+        base = load_base(config.model, dtype=chosen_dtype(config.dtype, device)).eval()
+        base.to(device)
         made = Writer(base, load_tokenizer(config.model), cache)
         decisions = _decisions(prepared, chosen)
-        texts = {"template": _by_counts(prepared, chosen, decisions)}
+        texts: dict[str, list[Any]] = {"template": _by_counts(prepared, chosen, decisions)}
         if kind == "llm":
             generate = _personal(writer, prepared, chosen) if writer is not None else _impersonal(base)
-            texts["llm"] = made.texts(decisions, generate, f"{writer}", new_tokens, candidates, config.seed)
+            ends = float("inf") if max_minutes is None else time.monotonic() + 60 * max_minutes
+            written = made.texts(decisions, generate, f"{writer}", new_tokens, candidates, config.seed, ends)
+            there = [row for row, text in enumerate(written) if text is not None]
+            if not there:
+                raise ValueError(f"max_minutes: no text was written in {max_minutes:g} minutes")
+            chosen = chosen.iloc[there].reset_index(drop=True)
+            texts = {"template": [texts["template"][row] for row in there], "llm": [written[row] for row in there]}
         items = sorted(prepared.data.titles)
         of_items = [item_text(prepared.data.titles[item], prepared.data.genres.get(item, ())) for item in items]
         thoughts = Thoughts(

@@ -90,9 +90,10 @@ class Writer:
         new_tokens: int,
         candidates: int,
         seed: int,
-    ) -> list[str]:
+        ends: float,
+    ) -> list[str | None]:
         """The best of `candidates` texts for each decision, by `generate(rows, **kwargs)`, which is known by the name
-        `called`.
+        `called`; None for those that are not there when time.monotonic() is `ends`.
 
         Batches and their seeds are the same whatever of them is there already: a text does not hang on where the
         writing was stopped.
@@ -100,11 +101,13 @@ class Writer:
         prompts = [one.prompt(self._tokenizer) for one in decisions]
         keys = [self._key("text", called, prompt, new_tokens, candidates, seed) for prompt in prompts]
         by_length = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
+        batches = [by_length[start : start + _BATCH] for start in range(0, len(prompts), _BATCH)]
+        # Where time runs out, texts of every length are there.
+        order = np.random.default_rng(seed).permutation(len(batches))
         tokens, begun = 0, time.monotonic()
         with tqdm(total=len(prompts), desc="thoughts", unit="text") as bar:
-            for start in range(0, len(prompts), _BATCH):
-                rows = by_length[start : start + _BATCH]
-                if not all(keys[row] in self._cache for row in rows):
+            for rows in (batches[place] for place in order):
+                if not all(keys[row] in self._cache for row in rows) and time.monotonic() < ends:
                     written = write(
                         lambda rows=rows, **kwargs: generate(rows, **kwargs),
                         self._tokenizer,
@@ -119,7 +122,7 @@ class Writer:
                     self._cache.add({keys[row]: text for row, text in zip(rows, best, strict=True)})
                     bar.set_postfix({"tokens/s": f"{tokens / (time.monotonic() - begun):.0f}"}, refresh=False)
                 bar.update(len(rows))
-        return [self._cache[key] for key in keys]
+        return [self._cache[key] if key in self._cache else None for key in keys]
 
     def vectors(self, texts: Sequence[str]) -> Tensor:
         """The mean of the last hidden states over the tokens of each text, fp32 [n, h]."""

@@ -104,10 +104,8 @@ def test_in_batches_and_alone_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cora.methods.llmcf.retrieval._ROWS", 7)
     assert_same(retrieve(*rows, examples, 4), expected)
     for row in range(0, 90, 11):
-        assert_same(
-            retrieve(*(one[row : row + 1] for one in rows), examples, 4),
-            Retrieved(*(one[row : row + 1] for one in expected)),
-        )
+        alone = retrieve(*(one[row : row + 1] for one in rows), examples, 4)
+        assert_same(alone, Retrieved(*(one[row : row + 1] for one in expected)))
 
 
 def test_none_at_all() -> None:

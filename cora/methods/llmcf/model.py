@@ -59,9 +59,9 @@ class LLMCFModel(nn.Module):
     """logit = backbone(fields, history, f), f of ICT, of the weighted label of the examples, or none.
 
     fields: vectors of the user, of the item, of its text (an MLP of the given vector), the mean of its genres' and its
-    decade's. history: of what the user rated before, the sum of the vectors of item, text and genres, plus one for liked
-    or disliked. f = h at the last position of `ICT`; or with feature knn w·(Σ_j s_j y_j - ½), s the softmax of the
-    similarities over 0.1. Tables are shared by rows, their pasts and examples; vectors of texts are not trained.
+    decade's. history: of what the user rated before, the sum of the vectors of item, text and genres, plus one for
+    liked or disliked. f = h at the last position of `ICT`; or with feature knn w·(Σ_j s_j y_j - ½), s the softmax of
+    the similarities over 0.1. Tables are shared by rows, their pasts and examples; vectors of texts are not trained.
 
     config, catalogue, told: what the configuration names, what is known of users and items, and the examples.
     """
@@ -152,8 +152,8 @@ class LLMCFModel(nn.Module):
         )
 
     def read(self, rows: Rows, item: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """fields [B, 5, width] and history [B, H, width] of rows and of the contents of their items [B, 4, width] and of
-        those of their pasts [B, H, 4, width]."""
+        """fields [B, 5, width] and history [B, H, width] of rows, the contents of their items [B, 4, width] and those
+        of their pasts [B, H, 4, width]."""
         fields = torch.cat([self.users(rows.user)[:, None], item], 1)
         return fields, past[:, :, :3].sum(2) + self.liked((rows.rated > 0).long())
 
@@ -232,12 +232,13 @@ class LLMCFModel(nn.Module):
         return model.eval()
 
     @classmethod
-    def _empty(cls, config: LLMCFConfig, ids: Sequence[list[Any]], shapes: dict[str, tuple[int, ...]]) -> "LLMCFModel":
-        """A model of these sizes. What is no weight of it has the size that the file says, if it is of the right kind."""
+    def _empty(cls, config: LLMCFConfig, ids: list[list[Any]], shapes: dict[str, tuple[int, ...]]) -> "LLMCFModel":
+        """A model of these sizes: what is known of items and examples is as large as the file says."""
         of = {name: shape[-1] if len(shape) == 2 else 0 for name, shape in shapes.items()}
         items, told = len(ids[1]) + 1, shapes.get("told_times", (0,))[0]
         catalogue = Catalogue(
-            *ids,
+            ids[0],
+            ids[1],
             torch.zeros(items, dtype=torch.bool),
             torch.zeros(items, dtype=torch.int64),
             torch.zeros(items, of.get("genre_shares", 0)),
@@ -256,6 +257,10 @@ class Scorer(nn.Module):
 
     model: an LLMCFModel in eval mode. It knows no language model and no text, and can be exported by torch.export.
     """
+
+    known: Tensor
+    examples: Tensor
+    written: Tensor | None
 
     def __init__(self, model: LLMCFModel) -> None:
         super().__init__()
@@ -276,7 +281,7 @@ class Scorer(nn.Module):
         model, rows = self.model, Rows(user, item, past, rated)
         fields, history = model.read(rows, self.known[item], self.known[past])
         there, places = places >= 0, places.clamp(min=0)
-        labels = model.told_labels[places] if model.config.feature != "none" else places
+        labels = model.told.labels[places] if model.config.feature != "none" else places
         f = model._weighted(labels, similarities, there)
         if model.ict is not None:
             x = model.ict.of_row(model._flat(fields, history, rows))
