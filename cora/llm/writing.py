@@ -71,6 +71,8 @@ def text_vectors(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """For batches of similar length, which of the texts they hold, and the mean of the last hidden states over the
     tokens of each, fp32 [b, h]."""
+    if not texts:  # which tokenizers do not take
+        return
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     order = sorted(range(len(texts)), key=lambda row: len(encoded[row]))
     for start in range(0, len(order), batch_size):

@@ -153,5 +153,5 @@ def _told(thoughts: Thoughts, catalogue: Catalogue, splits: Splits, config: LLMC
     texts = None if kind is None else thoughts.vectors[kind]
     if texts is not None and config.cot == "shuffled":
         texts = texts[torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))]
-    times, labels = (torch.from_numpy(rows[name].to_numpy(np.int64)) for name in ("timestamp", "label"))
+    times, labels = (torch.tensor(rows[name].to_numpy(np.int64)) for name in ("timestamp", "label"))
     return Told(catalogue.rows(rows, splits, config.max_history), times, labels, texts)
