@@ -170,9 +170,7 @@ def prepare(config: RunConfig) -> Prepared:
     that reads no prompts too.
     """
     if load_method(config.method).fit is not None:
-        raise ValueError(
-            f"run: {config.method} reads no prompts and has no language model, which this command is about"
-        )
+        raise ValueError(f"run: {config.method} has no language model and no prompts, which this command is about")
     data = load_interactions(config.data, config.positive_rating)
     tokenizer = load_tokenizer(config.model)
     settings = config.method_config().with_answer_ids(tokenizer)

@@ -85,7 +85,7 @@ def test_the_loss_of_texts(model: ICT) -> None:
     assert loss.item() == pytest.approx(1 - sum(cosines) / len(cosines))
     there = told["texts"][told["there"]]
     nothing = torch.zeros_like(told["there"])
-    assert float(model.text_loss(h, told["texts"], nothing)) == 0
+    assert model.text_loss(h, told["texts"], nothing).item() == 0
     for back, expected in ((there * 3, 0.0), (-there, 2.0)):
         model.back = Perfect(back)
         assert float(model.text_loss(h, told["texts"], told["there"])) == pytest.approx(expected, abs=1e-12)
@@ -98,3 +98,21 @@ def test_gradients(model: ICT) -> None:
     (h[:, -1].square().sum() + model.text_loss(h, texts.detach(), told["there"])).backward()
     assert all(one.grad is not None and one.grad.abs().sum() > 0 for one in model.parameters())
     assert not any(one is texts for one in model.parameters())
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_last_position_alone(layers: int) -> None:
+    torch.manual_seed(0)
+    model, told = ICT(_FIELDS, None, width=8, hidden=16, layers=layers).double(), inputs()
+    parts = model.of_row(told["row"]), model.of_row(told["examples"]), None, told["labels"], told["there"]
+    torch.testing.assert_close(model.read(*parts, last=True), model.read(*parts)[:, -1:])
+
+
+def test_positions_are_turned_as_complex_numbers(model: ICT) -> None:
+    """RoPE by its definition: pair i of each head times exp(1j · position · 10000^(-2i / width of a head))."""
+    block: Any = model.blocks[0]
+    normed = torch.randn(3, 7, 8, dtype=torch.float64)
+    plain = torch.view_as_complex(block.qk(normed).unflatten(2, (2, 2, 2, 2)).contiguous())
+    angles = torch.arange(7).double()[:, None] * 10_000.0 ** (-torch.arange(2).double() * 2 / 4)
+    expected = plain * torch.polar(torch.ones_like(angles), angles)[:, None, None]
+    torch.testing.assert_close(block._rotated(normed), torch.view_as_real(expected).flatten(2), atol=1e-6, rtol=1e-6)

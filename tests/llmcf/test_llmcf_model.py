@@ -188,7 +188,7 @@ def test_saved_and_read(model: LLMCFModel, splits: Splits, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("feature", "cot"), [
-    ("ict", "llm"), pytest.param("ict", "none", marks=pytest.mark.slow),
+    pytest.param("ict", "llm", marks=pytest.mark.slow), pytest.param("ict", "none", marks=pytest.mark.slow),
     pytest.param("knn", "llm", marks=pytest.mark.slow), pytest.param("none", "llm", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_exported(data: Interactions, splits: Splits, thoughts: Thoughts, feature: str, cot: str) -> None:

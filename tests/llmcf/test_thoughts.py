@@ -210,6 +210,7 @@ def test_a_template_alone(base_folder: Path, ratings: Path, tmp_path: Path) -> N
     assert list(written(base_folder, ratings, tmp_path, kind="template").vectors) == ["template"]
 
 
+@pytest.mark.slow
 def test_a_personal_writer(base_folder: Path, ratings: Path, tmp_path: Path) -> None:
     """A finished run writes with the deltas of each row's user and item: other texts than the model alone."""
     trained = [

@@ -71,7 +71,7 @@ def fit(
                     f"the learning_rate, {config.learning_rate:g}, in another folder"
                 )
             auc = float(roc_auc_score(labels, scores.numpy()))
-            eval_loss = functional.binary_cross_entropy_with_logits(scores, torch.from_numpy(labels).double())
+            eval_loss = functional.binary_cross_entropy_with_logits(scores, torch.tensor(labels, dtype=torch.float64))
             step = len(losses) * (len(history) + 1)
             history.append(
                 {"step": step, "loss": float(np.mean(losses)), "eval_auc": auc, "eval_loss": float(eval_loss)}

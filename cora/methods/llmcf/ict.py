@@ -45,8 +45,11 @@ class ICT(nn.Module):
         [B, k] and which are there, bool [B, k]."""
         return self.read(self.of_row(row), self.of_row(examples), self._text(texts), labels, there)
 
-    def read(self, x: Tensor, examples: Tensor, texts: Tensor | None, labels: Tensor, there: Tensor) -> Tensor:
-        """The same of what the MLPs have made: x [B, width], examples and texts [B, k, width]."""
+    def read(
+        self, x: Tensor, examples: Tensor, texts: Tensor | None, labels: Tensor, there: Tensor, last: bool = False
+    ) -> Tensor:
+        """The same of what the MLPs have made: x [B, width], examples and texts [B, k, width]. last: whether the last
+        position alone is asked for, [B, 1, width], which spares half of the work."""
         parts = [examples, *([] if texts is None else [texts]), self.label(labels)]
         told = torch.stack(parts, 2).flatten(1, 2)
         seen = functional.pad(there.repeat_interleave(self.step, 1), (0, 1), value=True)
@@ -55,10 +58,10 @@ class ICT(nn.Module):
         # A position that is not there sees itself, so that it has something to see; nobody sees it.
         itself = places[:, None] == places
         allowed = (seen[:, None] & (places[:, None] >= places)) | itself
-        rotation = _rotation(h.shape[1], h.shape[2] // self.blocks[0].heads, h)  # type: ignore[arg-type,operator]
-        for block in self.blocks:
-            h = block(h, allowed[:, None], rotation)
-        return self.norm(h)
+        for block in self.blocks[:-1]:
+            h = block(h, allowed[:, None])
+        found: Tensor = self.norm(self.blocks[-1](h, allowed[:, None], last))
+        return found
 
     def text_loss(self, h: Tensor, texts: Tensor, there: Tensor) -> Tensor:
         """L_cot [] of h as `forward` gives it; 0 where no example is there."""
@@ -80,28 +83,40 @@ class _Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2))
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qk = nn.Linear(width, 2 * width, bias=False)
+        self.v = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, h: Tensor, allowed: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        q, k, v = self.qkv(self.norms[0](h)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = (_rotated(one, rotation) for one in (q, k))
+    def forward(self, h: Tensor, allowed: Tensor, last: bool = False) -> Tensor:
+        """[B, T, width] of h [B, T, width] and what each position may see, bool [B, 1, T, T]; of the last one alone."""
+        normed = self.norms[0](h)
+        q, k = self._rotated(normed).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        v = self.v(normed).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        if last:
+            h, q, allowed = h[:, -1:], q[:, :, -1:], allowed[:, :, -1:]
         read = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         h = h + self.out(read.transpose(1, 2).flatten(2))
         gate, up = self.gate_up(self.norms[1](h)).chunk(2, -1)
         return h + self.down(functional.silu(gate) * up)
 
+    def _rotated(self, normed: Tensor) -> Tensor:
+        """q and k [B, T, 2·width], each pair (2i, 2i + 1) of them turned by the angle of its position and i (RoPE).
 
-def _rotation(length: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin [length, width / 2] of the angles of RoPE."""
+        (a, b) -> (a cos - b sin, b cos + a sin): what is (-b, a) comes from rows of the weight in that order, so that
+        all is products of whole rows; halves of a few numbers each would take most of the time of a block.
+        """
+        pairs = self.qk.weight.unflatten(0, (-1, 2))
+        turned = functional.linear(normed, torch.stack([-pairs[:, 1], pairs[:, 0]], 1).flatten(0, 1))
+        cos, sin = _rotation(normed.shape[1], 2 * self.heads, normed)
+        return self.qk(normed) * cos + turned * sin
+
+
+def _rotation(length: int, copies: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin [length, 2·width] of the angles of RoPE, of `copies` heads of q and k, each angle twice in a row."""
+    width = 2 * like.shape[-1] // copies
     speeds = _BASE ** (-torch.arange(0, width, 2, device=like.device, dtype=like.dtype) / width)
     angles = torch.arange(length, device=like.device, dtype=like.dtype)[:, None] * speeds
+    angles = angles.repeat_interleave(2, 1).repeat(1, copies)
     return angles.cos(), angles.sin()
-
-
-def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    cos, sin = rotation
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)

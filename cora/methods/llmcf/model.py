@@ -286,7 +286,7 @@ class Scorer(nn.Module):
         if model.ict is not None:
             x = model.ict.of_row(model._flat(fields, history, rows))
             texts = None if self.written is None else self.written[places]
-            f = model.ict.read(x, self.examples[places], texts, labels, there)[:, -1]
+            f = model.ict.read(x, self.examples[places], texts, labels, there, last=True)[:, -1]
         logits: Tensor = model.backbone(fields, history, rated, f)
         return logits
 
