@@ -24,6 +24,11 @@ class StoredConfig:
 
     method: ClassVar[str]
 
+    @property
+    def splits_prompts(self) -> bool:
+        """Whether the beginning of a prompt, up to the title asked about, has deltas of the user alone."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """Every field by name."""
         return asdict(self)
@@ -110,11 +115,6 @@ class MethodConfig(StoredConfig):
         if not isinstance(self.prompt, str) or not isinstance(self.no_history, str):
             raise TypeError(f"prompt, no_history: expected text, got {self.prompt!r}, {self.no_history!r}")
         PromptTemplate(self.prompt, self.no_history)
-
-    @property
-    def splits_prompts(self) -> bool:
-        """Whether the beginning of a prompt, up to the title asked about, has deltas of the user alone."""
-        return False
 
     @property
     def family_size(self) -> int:
