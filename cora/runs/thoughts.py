@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from cora.checks import check_choice, check_int, is_number
-from cora.data import load_interactions, pasts
+from cora.data import pasts
 from cora.data.thoughts import KINDS, Thoughts, spread
 from cora.llm.loading import chosen_dtype, load_base, load_tokenizer
 from cora.llm.writing import centred
+from cora.methods import load_method
 from cora.prompts.thoughts import Decision, item_text, told_by_counts
 from cora.runs.folder import RunFolder
-from cora.runs.prepare import PreparedData
+from cora.runs.prepare import PreparedData, prepare_data
 from cora.runs.score import load_model
 from cora.runs.settings import RunConfig
 from cora.runs.writer import Cache, Writer
@@ -52,7 +53,9 @@ def write_thoughts(
         raise ValueError(f"max_minutes: expected a positive number, got {max_minutes!r}")
     for name, value in (("rows", rows), ("new_tokens", new_tokens), ("candidates", candidates)):
         check_int(name, value, at_least=1)
-    prepared = PreparedData(config, load_interactions(config.data, config.positive_rating))
+    if writer is not None:
+        _check_writer(RunFolder.existing(writer).config(), config.model)
+    prepared = prepare_data(config)
     chosen = spread(prepared.splits.train, rows)[["user_id", "item_id", "label", "timestamp"]]
     with Cache(Path(out)) as cache:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -82,6 +85,18 @@ def write_thoughts(
         )  # fmt: skip
         thoughts.save(out)
     return thoughts
+
+
+def _check_writer(run: RunConfig, model: str) -> None:
+    """Raises ValueError for a run that cannot write, or not what the language model of the settings reads."""
+    if load_method(run.method).fit is not None:
+        raise ValueError(f"run: {run.method} has no language model that could write")
+    if run.method_config().splits_prompts:
+        raise ValueError("run: with shared_prefix a model does not write, it adapts the parts of a prompt differently")
+    if run.model != model:
+        raise ValueError(
+            f"run: its language model is {run.model!r:.80}, expected {model!r:.80}, which makes the vectors"
+        )
 
 
 def _decisions(prepared: PreparedData, rows: pd.DataFrame) -> list[Decision]:

@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 
 from cora.collaborative import COLLABORATIVE, CollaborativeEmbeddings
-from cora.data import Splits, load_interactions
+from cora.data import Splits
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import summary
-from cora.runs.prepare import PreparedData
+from cora.runs.prepare import prepare_data
 from cora.runs.score import collaborative_scores, unscored
 from cora.runs.settings import RunConfig
 
@@ -28,7 +28,7 @@ def fit_vectors(config: RunConfig, out: str | Path) -> dict[str, Any]:
         raise ValueError(f"out: expected a file NAME.safetensors, got {str(out)!r}")
     if beside := [one for one in out.parents if one.exists() and not one.is_dir()]:
         raise ValueError(f"out: expected a file in a folder, {beside[0]} is none")
-    prepared = PreparedData(config, load_interactions(config.data, config.positive_rating))
+    prepared = prepare_data(config)
     splits = prepared.splits
     embeddings, result = COLLABORATIVE[config.collaborative](splits.train, splits.valid, config.dim, seed=config.seed)
     print(f"{config.collaborative}: {result.best_epoch + 1} epochs of {len(result.valid_aucs)} kept")

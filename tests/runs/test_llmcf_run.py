@@ -93,6 +93,19 @@ def test_what_needs_a_language_model_says_so(run: Path, finished: Path, capsys: 
     assert "user: needed, a run of cora is exported as adapters" in capsys.readouterr().err
 
 
+def test_only_a_run_with_the_same_language_model_writes(
+    run: Path, finished: Path, settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["thoughts", "--rows", "5", "--data", settings["data"], "--out", str(tmp_path / "x")]
+    for folder, model, message in (
+        (run, settings["model"], "run: llmcf has no language model that could write"),
+        (finished, "other", "run: its language model is"),
+        (tmp_path, "other", f"run: {tmp_path} is not the folder of a run"),
+    ):
+        assert main([*given, "--model", model, "--run", str(folder)]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
 def test_it_is_compared(
     thoughts: Path, settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -235,7 +235,7 @@ class LLMCFModel(nn.Module):
     def _empty(cls, config: LLMCFConfig, ids: list[list[Any]], shapes: dict[str, tuple[int, ...]]) -> "LLMCFModel":
         """A model of these sizes: what is known of items and examples is as large as the file says."""
         of = {name: shape[-1] if len(shape) == 2 else 0 for name, shape in shapes.items()}
-        items, told = len(ids[1]) + 1, shapes.get("told_times", (0,))[0]
+        items, told = len(ids[1]) + 1, (shapes.get("told_times") or (0,))[0]
         catalogue = Catalogue(
             ids[0],
             ids[1],
