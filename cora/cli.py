@@ -1,4 +1,4 @@
-"""The command `cora`: fit, train, compare, evaluate, score, recommend, explain, export, serve, info."""
+"""The command `cora`: fit, thoughts, train, compare, evaluate, score, recommend, explain, export, serve, info."""
 
 import argparse
 import inspect
@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -29,6 +30,11 @@ from cora.runs.settings import RunConfig, load_settings, value_of
 _OF_VECTORS = (
     "data", "positive_rating", "split", "valid_from", "test_from", "leave_last", "cold_share", "collaborative", "dim",
     "seed",
+)  # fmt: skip
+
+# Those that decide what `cora thoughts` writes.
+_OF_THOUGHTS = (
+    "data", "model", "positive_rating", "split", "valid_from", "test_from", "leave_last", "cold_share", "dtype", "seed",
 )  # fmt: skip
 
 _LONGEST_ERROR = 300  # characters
@@ -69,6 +75,19 @@ def _fit(options: argparse.Namespace) -> None:
     print(f"\n{as_table(result)}\n\nvectors  {options.out}")
 
 
+def _thoughts(options: argparse.Namespace) -> None:
+    from cora.runs.thoughts import write_thoughts
+
+    given = {name: getattr(options, name) for name in _OF_THOUGHTS if getattr(options, name) is not None}
+    thoughts = write_thoughts(
+        RunConfig.from_dict(given), options.rows, options.out, options.cot, options.new_tokens, options.candidates,
+        options.run, options.max_minutes,
+    )  # fmt: skip
+    row = thoughts.rows.iloc[len(thoughts.rows) // 2]
+    print(f"\n{len(thoughts.rows)} rows, {len(thoughts.item_ids)} items; for example\n  {one_line(row[options.cot])}")
+    print(f"thoughts  {options.out}")
+
+
 def _compare(options: argparse.Namespace) -> None:
     from cora.runs.compare import as_table, compare
 
@@ -90,7 +109,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 def _evaluate(options: argparse.Namespace) -> None:
     from cora.runs.score import evaluate
 
-    result = evaluate(options.run, options.data, options.part, options.rows)
+    result = evaluate(options.run, options.data, options.part, options.rows, options.scores)
     print(f"\n{as_table(result)}")
     if options.json:
         RunFolder(options.run).write(Path(options.json), json.dumps(result, indent=2) + "\n")
@@ -123,8 +142,11 @@ def _explain(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from cora.export.runs import export
+    from cora.export.runs import export, export_scorer
 
+    if not options.user:
+        print(f"model  {export_scorer(options.run, options.out)}")
+        return
     for folder in export(options.run, options.user, options.item, options.out):
         print(f"adapter  {folder}")
 
@@ -188,6 +210,32 @@ def _parser() -> argparse.ArgumentParser:
     _add_fields(fit, _OF_VECTORS)
     fit.set_defaults(command=_fit)
 
+    thoughts = commands.add_parser(
+        "thoughts",
+        help="have a language model write why users liked or disliked items, for the method llmcf",
+        description="Writes chains of thought for training rows spread evenly over time, each knowing what its user "
+        "rated before and the row's own label, and the vectors of these texts and of the items. The same command again "
+        "goes on where it was stopped.",
+    )
+    thoughts.add_argument("--out", required=True, metavar="FOLDER", help="folder of the texts and their vectors")
+    thoughts.add_argument("--rows", required=True, type=int, metavar="N", help="training rows that get a text")
+    thoughts.add_argument(
+        "--cot", default="llm", choices=("llm", "template"),
+        help="texts by the language model and by a template of counts, or by that alone (default: llm)",
+    )  # fmt: skip
+    thoughts.add_argument("--new-tokens", type=int, default=64, metavar="N", help="tokens of a text (default: 64)")
+    thoughts.add_argument(
+        "--candidates", type=int, default=1, metavar="N", help="texts written, of which the best is kept (default: 1)"
+    )
+    thoughts.add_argument(
+        "--max-minutes", type=float, metavar="N", help="writing ends after this time; rows without a text are left out"
+    )
+    thoughts.add_argument(
+        "--run", metavar="FOLDER", help="a finished run whose model writes, adapted to each row's user and item"
+    )
+    _add_fields(thoughts, _OF_THOUGHTS)
+    thoughts.set_defaults(command=_thoughts)
+
     compare = commands.add_parser(
         "compare",
         help="train several methods for several seeds, one table of all",
@@ -214,6 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--rows", type=int, default=0, metavar="N", help="rows drawn at random (default: 0, all of them)"
     )
+    evaluate.add_argument("--scores", metavar="FILE", help="also write every row's scores there, as parquet")
     evaluate.add_argument("--json", metavar="FILE", help="also write the metrics there")
     evaluate.set_defaults(command=_evaluate)
 
@@ -248,12 +297,15 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser(
         "export",
-        help="write what a run is for a user, or a user and an item, as PEFT adapters",
+        help="write what a run is for a user, or a user and an item, as PEFT adapters; or a model that has none",
         description="Writes the deltas of users and items as standard LoRA adapters, for PEFT and what reads its "
-        "format. One user and at most one item: FOLDER is the adapter. More: a folder in it for every pair of them.",
+        "format. One user and at most one item: FOLDER is the adapter. More: a folder in it for every pair of them. "
+        "A run of llmcf is written as a program of torch.export, NAME.pt2.",
     )
     export.add_argument("--run", required=True, metavar="FOLDER", help="folder of a finished run")
-    export.add_argument("--user", required=True, nargs="+", metavar="ID", help="user ids as in the data")
+    export.add_argument(
+        "--user", nargs="+", default=[], metavar="ID", help="user ids as in the data; none for a run of llmcf"
+    )
     export.add_argument(
         "--item", nargs="+", default=[], metavar="ID", help="item ids as in the data (default: the mean of all items)"
     )
@@ -297,6 +349,14 @@ def _add_settings(parser: argparse.ArgumentParser, out: str) -> None:
         "--config", metavar="FILE", help="YAML or JSON file with these settings; options given here override it"
     )
     _add_fields(parser, list(_settings()))
+    for name, what in (
+        ("backbone", "deepfm, xdeepfm, dcnv2, autoint or din"), ("thoughts", "folder of `cora thoughts`"),
+        ("cot", "llm, template, shuffled or none"),
+    ):  # fmt: skip
+        parser.add_argument(
+            f"--{name}", dest="cora", action="append", metavar="NAME", type=partial(_named, name),
+            help=f"of llmcf: {what}; the same as --cora {name}=",
+        )  # fmt: skip
     for name, what in (("cora", "the method's configuration (below)"), ("trainer", "transformers' TrainingArguments")):
         parser.add_argument(
             f"--{name}",
@@ -328,6 +388,10 @@ def _fields_of_methods() -> str:
     documented = [MethodConfig, *(method.Config for method in METHODS.values())]
     documented += [generator_class(name).Options for name in GENERATORS]
     return "\n\n".join(f"{one.__name__}, for --cora:\n{inspect.getdoc(one)}" for one in documented)
+
+
+def _named(name: str, text: str) -> tuple[str, Any]:
+    return name, text
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -7,6 +7,7 @@ from cora.data.problems import listed, problem
 
 EVENTS = ("user_id", "item_id", "timestamp")
 _VALUES = ("rating", "label")
+_GENRES = ("genres", "genre", "class")  # the last is what RecBole calls them in MovieLens-100k
 # What items are; and what has a title or a name beside an item, and is none.
 _ITEMS = frozenset("item product movie film book song track music game app article news video".split())
 _OTHERS = frozenset(
@@ -33,11 +34,13 @@ def event_columns(file: Path, found: Sequence[str], titled: bool) -> dict[str, s
 
 
 def item_columns(file: Path, found: Sequence[str]) -> dict[str, str]:
-    """The same for a file of items: item_id, title and release_year, if there."""
+    """The same for a file of items: item_id, title, and release_year and genres, if there."""
     title = title_column(file, found)
     if "item_id" not in found or title is None:
         raise problem(file, f"expected the columns item_id and title (or movie_title, name ...), found {listed(found)}")
     more = {"release_year": "release_year"} if "release_year" in found else {}
+    if genres := [name for name in _GENRES if name in found]:
+        more["genres"] = genres[0]
     return checked(file, found, {"item_id": "item_id", "title": title} | more, [])
 
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from cora.data.formats import read
 from cora.data.order import in_time_order
 from cora.data.parts import check_training_parts, part_of_file
 from cora.data.problems import listed, problem, shown, shown_path
-from cora.data.rows import Rows, Source
+from cora.data.rows import Rows, Source, kind
 from cora.data.sources import NAMED_DATA
 from cora.data.times import times
 from cora.data.values import ids, is_visible, labels, numbers, titles
+
+_NO_GENRES = {"(no genres listed)", "unknown", ""}  # how MovieLens writes that there are none
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Interactions:
     frame: user_id, item_id (int64 or str, as in the source), label (int64, 0 or 1), timestamp (int64, seconds since
         1970), `rating` (float64) if the source has one, `split` ("train", "valid", "test") if it is already split.
     titles: item_id → title, for every item of the frame (and maybe more).
+    genres: item_id → its genres in the order of the source, for items that have any there.
     """
 
     frame: pd.DataFrame
     titles: dict[Any, str]
     name: str
+    genres: dict[Any, tuple[str, ...]] = field(default_factory=dict)
 
 
 def load_interactions(
@@ -73,7 +77,7 @@ def load_interactions(
     for rows in (found.events, found.items):
         if rows is not None and not len(rows):
             raise problem(path if len(rows.files) > 1 else rows.files[0], "no rows")
-    frame, names = _typed(found, positive_rating)
+    frame, names, genres = _typed(found, positive_rating)
     kept = in_time_order(frame, path)
     order = ["user_id", "item_id", "label", "timestamp", "rating", "split"]
     columns = {column: frame.pop(column) for column in order if column in frame}
@@ -81,11 +85,14 @@ def load_interactions(
     if kept is not None:
         for column in columns:  # one at a time: of large data there is no room for all of them twice
             columns[column] = columns[column].iloc[kept].reset_index(drop=True)
-    return Interactions(pd.DataFrame(columns, copy=False), names, name if name in NAMED_DATA else _name(path))
+    called = name if name in NAMED_DATA else _name(path)
+    return Interactions(pd.DataFrame(columns, copy=False), names, called, genres)
 
 
-def _typed(source: Source, positive_rating: float) -> tuple[dict[str, pd.Series], dict[Any, str]]:
-    """The columns of the events with their types, and the nanoseconds beyond their times; item_id → title."""
+def _typed(
+    source: Source, positive_rating: float
+) -> tuple[dict[str, pd.Series], dict[Any, str], dict[Any, tuple[str, ...]]]:
+    """The columns of the events with their types, and the nanoseconds beyond their times; item_id → title, → genres."""
     events, items = source.events, source.items
     frame = {"user_id": ids("user_id", [events])[0]}
     named = ids("item_id", [events] if items is None else [events, items])
@@ -114,7 +121,22 @@ def _typed(source: Source, positive_rating: float) -> tuple[dict[str, pd.Series]
             events.place(int(named[0].isin(lacking).to_numpy().argmax())),
             f"{len(lacking)} items have no title, for example {listed(lacking[:3])}",
         )
-    return frame, {item: title for item, title in known.items() if title}
+    genres = {} if items is None or "genres" not in items else _genres(items, named[1])
+    return frame, {item: title for item, title in known.items() if title}, genres
+
+
+def _genres(items: Rows, item_ids: pd.Series) -> dict[Any, tuple[str, ...]]:
+    """item_id → genres, which files separate by | (MovieLens) or by blanks (RecBole)."""
+    cells = items.column("genres")
+    if kind(cells) != "text":
+        return {}
+    written = [cell or "" for cell in cells.cast(pa.large_string()).to_pylist()]
+    split = [cell.split("|") if "|" in cell or cell in _NO_GENRES else cell.split() for cell in written]
+    return {
+        item: tuple(dict.fromkeys(genres))
+        for item, genres in zip(item_ids.tolist(), split, strict=True)
+        if genres and not set(genres) & _NO_GENRES
+    }
 
 
 def _titles_of_rows(events: Rows, items: pd.Series) -> dict[Any, str | None]:

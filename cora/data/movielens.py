@@ -1,6 +1,6 @@
 """MovieLens as GroupLens gives it out: 100k (u.data), 1M and 10M (ratings.dat), later releases (ratings.csv)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cora.data.choosing import checked
@@ -42,14 +42,19 @@ def read(path: Path) -> Source:
     refuse_too_large([path])
     if path.suffix == ".csv":
         ratings = read_separated(path, _chosen(_RATINGS), ",", quoted=True)
-        return Source(ratings, ("",), read_separated(items, _chosen(_MOVIES), ",", quoted=True))
+        return Source(ratings, ("",), read_separated(items, _movies, ",", quoted=True))
     separator = "\t" if path.name == "u.data" else "::"
     ratings = read_separated(path, _chosen(_RATINGS), separator, quoted=False, header=list(_RATINGS.values()))
     header = ["movieId", "title", "genres"]
-    if items.name == "u.item":
-        separator, header = "|", [*header, *map(str, range(3, _U_ITEM))]
+    if items.name == "u.item":  # whose genres are 19 columns of their own
+        separator, header = "|", [*header[:2], *map(str, range(2, _U_ITEM))]
     encoding = "utf-8" if is_utf8(items) else "latin-1"
-    return Source(ratings, ("",), read_separated(items, _chosen(_MOVIES), separator, False, header, encoding))
+    return Source(ratings, ("",), read_separated(items, _movies, separator, False, header, encoding))
+
+
+def _movies(file: Path, found: Sequence[str]) -> Mapping[str, str]:
+    """The columns of the movies; the genres too, where there are any."""
+    return _chosen(_MOVIES | {name: name for name in ("genres",) if name in found})(file, found)
 
 
 def _chosen(wanted: Mapping[str, str]) -> Choose:

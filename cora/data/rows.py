@@ -81,7 +81,7 @@ class Lines:
 class Source(NamedTuple):
     """What a format reads. events: user_id, item_id, timestamp, rating or label or both, and title where there are no
     `items`. parts: the part of a split that each file of the events is, or "" for all. items: item_id and title,
-    and release_year where they have one."""
+    and release_year and genres where they have those."""
 
     events: Rows
     parts: tuple[str, ...]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cora.collaborative import CollaborativeEmbeddings
 from cora.export.adapter import Adapter, Factors, save_adapter
+from cora.files import write_files
 from cora.llm.deltas import Delta
 from cora.methods import load_method
 from cora.methods.model import MethodModel
@@ -39,6 +40,8 @@ def export(run: str | Path, users: Sequence[str], items: Sequence[str], out: str
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: expected a folder, {out} is a file")
     config = folder.config()
+    if load_method(config.method).fit is not None:
+        raise ValueError(f"run: {config.method} has no adapters; without a user the model itself is exported")
     if config.method_config().splits_prompts:
         raise ValueError("run: with shared_prefix a prompt has two adapters, which no one adapter can stand for")
     if load_method(config.method).Model.embedded is not MethodModel.embedded:
@@ -64,6 +67,28 @@ def export(run: str | Path, users: Sequence[str], items: Sequence[str], out: str
         sample = Samples([user], [item], None if vectors is None else vectors[row : row + 1])
         save_adapter(path, _adapter(model, sample), model.base)
     return folders
+
+
+def export_scorer(run: str | Path, out: str | Path) -> Path:
+    """Writes the model of a run whose method scores without a language model as a program of torch.export.
+
+    Raises FileNotFoundError unless a finished run is there; ValueError for a run of another method and for an `out`
+    that is no file NAME.pt2.
+    """
+    folder, out = RunFolder.existing(run), Path(out)
+    config = folder.config()
+    if load_method(config.method).fit is None:
+        raise ValueError(f"user: needed, a run of {config.method} is exported as adapters of users and items")
+    if out.suffix != ".pt2" or out.is_dir():
+        raise ValueError(f"out: expected a file NAME.pt2, got {str(out)!r:.80}")
+    program = load_model(folder, config).exported()
+    write_files(out.parent, {out.name: lambda path: _save_program(program, path)})
+    return out
+
+
+def _save_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    with path.open("wb") as file:
+        torch.export.save(program, file)
 
 
 def _adapter(model: MethodModel, sample: Samples) -> Adapter:

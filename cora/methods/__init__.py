@@ -1,4 +1,4 @@
-"""Ways to recommend with a language model, by name: each a folder with its configuration and its model."""
+"""Ways to recommend, by name: each a folder with its configuration and its model."""
 
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -9,11 +9,21 @@ class Method(NamedTuple):
 
     `Config` is a MethodConfig; `Model`, a MethodModel, is built as Model(base_model, config, vectors), gives
     forward(batch) -> loss and scores, score(rows) and saves itself. Both are loaded on first use.
+
+    A method that needs no language model when it scores names a `module:function` instead that trains it on all rows:
+    fit(splits, data, config, seed) -> model and its history, as the Trainer logs it. Its `Config` is a StoredConfig;
+    its model gives score_rows(rows, splits) -> logits of a frame's rows, exported() and saves itself.
     """
 
     label: str
     config: str
     model: str
+    trained_by: str | None = None
+
+    @property
+    def fit(self) -> Any:
+        """What trains a method without a language model, None for the others."""
+        return None if self.trained_by is None else _loaded(self.trained_by)
 
     @property
     def Config(self) -> Any:
@@ -32,6 +42,12 @@ METHODS = {
     "collm": Method("CoLLM", "cora.methods.collm.config:CoLLMConfig", "cora.methods.collm.model:CoLLMModel"),
     "reclora": Method(
         "RecLoRA", "cora.methods.reclora.config:RecLoRAConfig", "cora.methods.reclora.model:RecLoRAModel"
+    ),
+    "llmcf": Method(
+        "LLM-CF",
+        "cora.methods.llmcf.config:LLMCFConfig",
+        "cora.methods.llmcf.model:LLMCFModel",
+        "cora.methods.llmcf.fitting:fit",
     ),
 }
 

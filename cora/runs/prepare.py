@@ -1,7 +1,9 @@
 """What training, evaluation, scoring and recommendation share: the data of a run, and its rows as prompts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import pandas as pd
 from torch import Tensor
@@ -10,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from cora.collaborative import CollaborativeEmbeddings, items_without_own_rating, most_similar, user_encoder
 from cora.data import Interactions, Splits, load_interactions, pasts, split, with_cold_items, with_histories
 from cora.llm.loading import load_tokenizer
+from cora.methods import load_method
 from cora.methods.config import MethodConfig
 from cora.prompts import PromptDataset, PromptEncoder
 from cora.runs.settings import RunConfig
@@ -75,14 +78,6 @@ class PreparedData:
             return None
         return items_without_own_rating(embeddings, rows, self.splits.train)
 
-
-@dataclass(frozen=True)
-class Prepared(PreparedData):
-    """The same with the run's tokenizer, and its method's configuration with the ids of the answers."""
-
-    tokenizer: PreTrainedTokenizerBase
-    method_config: MethodConfig
-
     def drawn(self, part: str, rows: int) -> pd.DataFrame:
         """So many rows of a part, drawn at random by the seed, 0 for all.
 
@@ -92,6 +87,14 @@ class Prepared(PreparedData):
         if part not in parts:
             raise ValueError(f"part: {self.data.name} has {', '.join(parts)}, got {part!r}")
         return self.config.sampled(parts[part], rows)
+
+
+@dataclass(frozen=True)
+class Prepared(PreparedData):
+    """The same with the run's tokenizer, and its method's configuration with the ids of the answers."""
+
+    tokenizer: PreTrainedTokenizerBase
+    method_config: MethodConfig
 
     def with_histories(self, rows: pd.DataFrame, embeddings: CollaborativeEmbeddings) -> pd.DataFrame:
         """Rows with the column `history`, of what their users liked before: the newest `max_history` items, or those
@@ -120,8 +123,11 @@ class Prepared(PreparedData):
         )
 
 
-def prepare_on(config: RunConfig, source: str) -> Prepared:
-    """A run prepared to score other data with the same ids.
+_Read = TypeVar("_Read", bound=PreparedData)
+
+
+def prepare_on(config: RunConfig, source: str, prepare: Callable[[RunConfig], _Read]) -> _Read:
+    """A run prepared, by `prepare` or `prepare_data`, to score other data with the same ids.
 
     Data that brings its own train and valid stands for all of the run's. Of data that holds only some parts of a split,
     a test part say, those stand for the run's own, and what its users did before is known from the run's data too.
@@ -143,18 +149,28 @@ def prepare_on(config: RunConfig, source: str) -> Prepared:
         if name not in set(other.frame["split"])
     ]
     frame = pd.concat([*kept, other.frame], ignore_index=True).sort_values("timestamp", kind="stable")
-    data = Interactions(frame.reset_index(drop=True), own.data.titles | other.titles, other.name)
+    data = Interactions(
+        frame.reset_index(drop=True), own.data.titles | other.titles, other.name, own.data.genres | other.genres
+    )
     # Cold items are drawn by those of train, which is the run's own, and so are the same ones again.
     config = replace(config, data=source, split="ratio", cold_share=config.share_of_cold_items)
     return replace(own, config=config, data=data)
+
+
+def prepare_data(config: RunConfig) -> PreparedData:
+    """Reads the data of a run alone."""
+    return PreparedData(config, load_interactions(config.data, config.positive_rating))
 
 
 def prepare(config: RunConfig) -> Prepared:
     """Reads the data and the tokenizer of a run.
 
     Raises what reading them raises, and ValueError for answers that are no token and a prompt that cannot be short
-    enough: all that the settings and the data cannot do together is refused before anything is trained.
+    enough: all that the settings and the data cannot do together is refused before anything is trained. For a method
+    that reads no prompts too.
     """
+    if load_method(config.method).fit is not None:
+        raise ValueError(f"run: {config.method} has no language model and no prompts, which this command is about")
     data = load_interactions(config.data, config.positive_rating)
     tokenizer = load_tokenizer(config.model)
     settings = config.method_config().with_answer_ids(tokenizer)

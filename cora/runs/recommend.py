@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cora.collaborative import user_encoder
 from cora.data import liked_before
-from cora.methods.model import MethodModel
+from cora.methods import load_method
 from cora.runs.folder import RunFolder
-from cora.runs.prepare import prepare
+from cora.runs.prepare import Prepared, prepare, prepare_data
 from cora.runs.score import load_model, score_prompts
 
 
@@ -61,14 +61,16 @@ class Recommender:
         if top < 1 or candidates < top:
             raise ValueError(f"top, candidates: expected 1 <= top <= candidates, got {top} and {candidates}")
         self.top, self.candidates = top, candidates
-        self.prepared = prepare(self.folder.config())
+        config = self.folder.config()
+        self.prepared = prepare(config) if load_method(config.method).fit is None else prepare_data(config)
+        self._max_history = config.method_config().max_history
         self.frame, self.titles = self.prepared.data.frame, self.prepared.data.titles
         self.embeddings = self.folder.vectors()
         self._items = np.sort(self.frame["item_id"].unique())
         self._users = set(self.frame["user_id"].unique().tolist())
 
     @cached_property
-    def model(self) -> MethodModel:
+    def model(self) -> Any:
         """Loaded when the first prompt is scored: what is wrong with a request is found before."""
         return load_model(self.folder, self.prepared.config)
 
@@ -119,6 +121,10 @@ class Recommender:
         """The score of every row, float32 [rows], by the method or, not `adapted`, by its language model alone."""
         if asked.rows.empty:
             return np.zeros(0, dtype=np.float32)
+        if not isinstance(self.prepared, Prepared):
+            if not adapted:
+                raise ValueError(f"{self.prepared.config.method} has no language model that could score alone")
+            return np.asarray(self.model.score_rows(asked.rows, self.prepared.splits))
         rows = self.prepared.with_histories(asked.rows, self.embeddings)
         return score_prompts(self.model, self.prepared.prompts(rows, asked.vectors), adapted)
 
@@ -148,7 +154,7 @@ class Recommender:
 
     def _histories(self, rows: pd.DataFrame) -> list[list]:
         known = self.prepared.splits.of_users(rows["user_id"])
-        return liked_before(rows, known, self.prepared.method_config.max_history)
+        return liked_before(rows, known, self._max_history)
 
     def _unseen(self, user: Any) -> np.ndarray:
         seen = self.frame["item_id"].to_numpy()[self.frame["user_id"].to_numpy() == user]

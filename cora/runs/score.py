@@ -14,16 +14,19 @@ from cora.llm.loading import chosen_dtype
 from cora.methods import load_method
 from cora.methods.model import MethodModel
 from cora.prompts import PromptCollator, PromptDataset
-from cora.runs.distributed import gathered, join_processes, own_share
+from cora.runs.distributed import gathered, is_main, join_processes, own_share
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import identified, summary
-from cora.runs.prepare import prepare, prepare_on
+from cora.runs.prepare import Prepared, PreparedData, prepare, prepare_data, prepare_on
 from cora.runs.settings import RunConfig
 
 
-def evaluate(run: str | Path, data: str | None = None, part: str = "test", rows: int = 0) -> dict[str, Any]:
+def evaluate(
+    run: str | Path, data: str | None = None, part: str = "test", rows: int = 0, out: str | Path | None = None
+) -> dict[str, Any]:
     """The metrics, as in metrics.json, of a finished run on a part ("train", "valid", "test") of its own data or of
-    other data with the same ids (`prepare_on`). rows: that many drawn at random, 0 for all.
+    other data with the same ids (`prepare_on`). rows: that many drawn at random, 0 for all. out: a parquet file to
+    write with the rows and the scores of every method, logits, as in predictions.parquet.
 
     Several processes divide the rows among them. Raises FileNotFoundError unless a finished run is there, ValueError
     for a part that the data does not have.
@@ -33,9 +36,17 @@ def evaluate(run: str | Path, data: str | None = None, part: str = "test", rows:
         raise ValueError(f"rows: expected a whole number from 0, got {rows}")
     config = folder.config()
     join_processes()
-    prepared = prepare(config) if data is None else prepare_on(config, data)
-    chosen = prepared.drawn(part, rows).reset_index(drop=True)
-    embeddings = folder.vectors()
+    read = prepare if load_method(config.method).fit is None else prepare_data
+    prepared = read(config) if data is None else prepare_on(config, data, read)
+    found = _evaluated(folder, prepared, prepared.drawn(part, rows).reset_index(drop=True), part)
+    if out is not None and is_main():
+        folder.write(Path(out), found)
+    return {"part": part} | summary(found)
+
+
+def _evaluated(folder: RunFolder, prepared: PreparedData, chosen: pd.DataFrame, part: str) -> pd.DataFrame:
+    """The rows with the scores of every method."""
+    config, embeddings = folder.config(), folder.vectors()
     if "cold_item" in chosen and chosen.loc[chosen["cold_item"], "item_id"].isin(embeddings.item_ids).any():
         raise ValueError(
             f"data: items without a training row in {prepared.data.name} have vectors in {folder.path}, "
@@ -43,17 +54,24 @@ def evaluate(run: str | Path, data: str | None = None, part: str = "test", rows:
         )
     model = load_model(folder, config)
     vectors = prepared.user_vectors(embeddings, chosen, part)
-    prompts = prepared.prompts(prepared.with_histories(chosen, embeddings), vectors)
     found = collaborative_scores(embeddings, unscored(chosen), vectors)
-    for name, adapted in (("llm", False), (config.method, True)):
-        found[name] = score_together(model, prompts, adapted)
-    return {"part": part} | summary(found)
+    if isinstance(prepared, Prepared):
+        prompts = prepared.prompts(prepared.with_histories(chosen, embeddings), vectors)
+        for name, adapted in (("llm", False), (config.method, True)):
+            found[name] = score_together(model, prompts, adapted)
+    else:
+        found[config.method] = model.score_rows(chosen, prepared.splits)
+    return found
 
 
-def load_model(folder: RunFolder, config: RunConfig) -> MethodModel:
-    """The model of a finished run, on the GPU if there is one."""
+def load_model(folder: RunFolder, config: RunConfig) -> Any:
+    """The model of a finished run: a MethodModel, on the GPU if there is one; of a method without a language model its
+    own, on the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    made = load_method(config.method).Model
+    method = load_method(config.method)
+    made = method.Model
+    if method.fit is not None:
+        return made.from_pretrained(folder.model)
     model: MethodModel = made.from_pretrained(folder.model, dtype=chosen_dtype(config.dtype, device)).to(device)
     return model
 

@@ -12,7 +12,6 @@ from cora.checks import check_choice, check_int, check_share, is_number
 from cora.collaborative import COLLABORATIVE, CollaborativeEmbeddings
 from cora.data import NAMED_DATA, RECIPES
 from cora.methods import METHODS, load_method
-from cora.methods.config import MethodConfig
 
 
 def _option(default: Any, text: str) -> Any:
@@ -31,7 +30,7 @@ class RunConfig:
     data: str = _option("", f"named data set ({', '.join(NAMED_DATA)}), RecBole, MovieLens or Amazon folder, .parquet, "
                             ".csv, .tsv or .jsonl file, a folder of its parts, or one with train, valid and maybe "
                             "test")  # fmt: skip
-    model: str = _option("", "named model (smollm2-135m), or what transformers' from_pretrained takes")
+    model: str = _option("", "named model (smollm2-135m), or what transformers' from_pretrained takes; none for llmcf")
     method: str = _option("cora", f"way to recommend: {', '.join(METHODS)}")
     positive_rating: float = _option(4.0, "ratings from here on are label 1, where the data has no labels")
     split: str = _option("ratio", "how rows are split in time: ratio (8:1:1), dates, leave-last (of each user), a "
@@ -72,7 +71,9 @@ class RunConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("data", "model"):
+        # A name that is no method is refused with the other choices.
+        needs_model = self.method not in METHODS or not METHODS[self.method].trained_by
+        for name in ("data", "model") if needs_model else ("data",):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ValueError(f"{name}: expected a name or a path, got {getattr(self, name)!r}")
         for name in ("valid_from", "test_from"):
@@ -107,10 +108,12 @@ class RunConfig:
         """`rows` rows drawn at random, in their order; all of them for 0 or where there are no more."""
         return frame if rows == 0 or rows >= len(frame) else frame.sample(rows, random_state=self.seed).sort_index()
 
-    def method_config(self) -> MethodConfig:
-        """The method's configuration. Raises ValueError for a name in `cora` that it does not have."""
-        made: MethodConfig = load_method(self.method).Config.from_dict({**self.cora, "base_model": self.model})
-        return made
+    def method_config(self) -> Any:
+        """The method's configuration, a MethodConfig where it reads prompts. Raises ValueError for a name in `cora`
+        that it does not have."""
+        method = load_method(self.method)
+        base = {} if method.trained_by else {"base_model": self.model}
+        return method.Config.from_dict({**self.cora, **base})
 
     @property
     def share_of_cold_items(self) -> float:

@@ -5,13 +5,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from transformers import TrainingArguments
 
-from cora.collaborative import COLLABORATIVE, CollaborativeEmbeddings
-from cora.data import Splits
 from cora.llm.loading import chosen_dtype, load_base
 from cora.methods import load_method
 from cora.methods.model import MethodModel
@@ -24,6 +21,8 @@ from cora.runs.pictures import training_picture
 from cora.runs.prepare import Prepared, prepare
 from cora.runs.score import collaborative_scores, score_together, unscored
 from cora.runs.settings import RunConfig
+from cora.runs.vectors import collaborative_vectors
+from cora.runs.without_prompts import train_without_prompts
 
 
 def train(config: RunConfig, out: str | Path) -> dict[str, Any]:
@@ -38,6 +37,8 @@ def train(config: RunConfig, out: str | Path) -> dict[str, Any]:
     another process trains in; ValueError for a training that diverges.
     """
     run = RunFolder(out)
+    if load_method(config.method).fit is not None:
+        return train_without_prompts(config, run)
     prepared = prepare(config)
     arguments = training_arguments(config, run)
     part, rows = _rows(prepared, arguments.world_size)
@@ -54,7 +55,7 @@ def _train(
 ) -> dict[str, Any]:
     config = prepared.config
     method = load_method(config.method)
-    embeddings = _collaborative(config, run, prepared.splits)
+    embeddings = collaborative_vectors(config, run, prepared.splits)
     torch.manual_seed(config.seed)
     base = load_base(config.model, dtype=chosen_dtype(config.dtype, arguments.device))
     model: MethodModel = method.Model(base, prepared.method_config, embeddings).to(arguments.device)
@@ -84,31 +85,6 @@ def _train(
     run.write(run.metrics, json.dumps(result, indent=2) + "\n")
     wait_for_all()
     return result
-
-
-def _collaborative(config: RunConfig, run: RunFolder, splits: Splits) -> CollaborativeEmbeddings:
-    """The vectors of the run: those of the file named, those trained before, or those of a model trained now."""
-    if is_main() and not run.embeddings.is_file():
-        if config.embeddings is not None:
-            embeddings = _of_trained_items(CollaborativeEmbeddings.load(config.embeddings), splits)
-        else:
-            fitted = COLLABORATIVE[config.collaborative]
-            embeddings, result = fitted(splits.train, splits.valid, config.dim, seed=config.seed)
-            print(f"{config.collaborative}: valid AUC {result.valid_auc:.4f} after {result.best_epoch + 1} epochs")
-        embeddings.save(run.embeddings)
-    wait_for_all()
-    return run.vectors()
-
-
-def _of_trained_items(embeddings: CollaborativeEmbeddings, splits: Splits) -> CollaborativeEmbeddings:
-    """The vectors without those of cold items, which whoever made them may have known."""
-    if "cold_item" not in splits.train:
-        return embeddings
-    known = pd.Series(embeddings.item_ids, dtype=object).isin(splits.train["item_id"].unique().tolist())
-    rows = np.flatnonzero(known)
-    if not len(rows):
-        raise ValueError("embeddings: none of the items in train has a vector in the file")
-    return embeddings.of_items(torch.from_numpy(rows))
 
 
 def _rows(prepared: Prepared, processes: int) -> tuple[str, dict[str, pd.DataFrame]]:

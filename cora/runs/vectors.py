@@ -1,12 +1,18 @@
-"""Vectors by themselves: a collaborative model trained, judged and written to a file."""
+"""Collaborative vectors: those of a run, and a model by itself, trained, judged and written to a file."""
 
 from pathlib import Path
 from typing import Any
 
-from cora.collaborative import COLLABORATIVE
-from cora.data import load_interactions
+import numpy as np
+import pandas as pd
+import torch
+
+from cora.collaborative import COLLABORATIVE, CollaborativeEmbeddings
+from cora.data import Splits
+from cora.runs.distributed import is_main, wait_for_all
+from cora.runs.folder import RunFolder
 from cora.runs.metrics import summary
-from cora.runs.prepare import PreparedData
+from cora.runs.prepare import prepare_data
 from cora.runs.score import collaborative_scores, unscored
 from cora.runs.settings import RunConfig
 
@@ -23,10 +29,35 @@ def fit_vectors(config: RunConfig, out: str | Path) -> dict[str, Any]:
         raise ValueError(f"out: expected a file NAME.safetensors, got {str(out)!r}")
     if beside := [one for one in out.parents if one.exists() and not one.is_dir()]:
         raise ValueError(f"out: expected a file in a folder, {beside[0]} is none")
-    prepared = PreparedData(config, load_interactions(config.data, config.positive_rating))
+    prepared = prepare_data(config)
     splits = prepared.splits
     embeddings, result = COLLABORATIVE[config.collaborative](splits.train, splits.valid, config.dim, seed=config.seed)
     print(f"{config.collaborative}: {result.best_epoch + 1} epochs of {len(result.valid_aucs)} kept")
     vectors = prepared.user_vectors(embeddings, splits.valid, "valid")
     embeddings.save(out)
     return {"part": "valid"} | summary(collaborative_scores(embeddings, unscored(splits.valid), vectors))
+
+
+def collaborative_vectors(config: RunConfig, run: RunFolder, splits: Splits) -> CollaborativeEmbeddings:
+    """The vectors of the run: those of the file named, those trained before, or those of a model trained now."""
+    if is_main() and not run.embeddings.is_file():
+        if config.embeddings is not None:
+            embeddings = _of_trained_items(CollaborativeEmbeddings.load(config.embeddings), splits)
+        else:
+            fitted = COLLABORATIVE[config.collaborative]
+            embeddings, result = fitted(splits.train, splits.valid, config.dim, seed=config.seed)
+            print(f"{config.collaborative}: valid AUC {result.valid_auc:.4f} after {result.best_epoch + 1} epochs")
+        embeddings.save(run.embeddings)
+    wait_for_all()
+    return run.vectors()
+
+
+def _of_trained_items(embeddings: CollaborativeEmbeddings, splits: Splits) -> CollaborativeEmbeddings:
+    """The vectors without those of cold items, which whoever made them may have known."""
+    if "cold_item" not in splits.train:
+        return embeddings
+    known = pd.Series(embeddings.item_ids, dtype=object).isin(splits.train["item_id"].unique().tolist())
+    rows = np.flatnonzero(known)
+    if not len(rows):
+        raise ValueError("embeddings: none of the items in train has a vector in the file")
+    return embeddings.of_items(torch.from_numpy(rows))
