@@ -354,7 +354,7 @@ def _add_settings(parser: argparse.ArgumentParser, out: str) -> None:
         ("cot", "llm, template, shuffled or none"),
     ):  # fmt: skip
         parser.add_argument(
-            f"--{name}", dest="cora", action="append", metavar="NAME", type=partial(_named, name),
+            f"--{name}", dest="cora", action="append", default=[], metavar="NAME", type=partial(_named, name),
             help=f"of llmcf: {what}; the same as --cora {name}=",
         )  # fmt: skip
     for name, what in (("cora", "the method's configuration (below)"), ("trainer", "transformers' TrainingArguments")):
