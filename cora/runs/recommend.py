@@ -118,12 +118,13 @@ class Recommender:
         return Asked(rows, self.prepared.user_vectors(self.embeddings, rows))
 
     def scores(self, asked: Asked, adapted: bool = True) -> np.ndarray:
-        """The score of every row, float32 [rows], by the method or, not `adapted`, by its language model alone."""
+        """The score of every row, float32 [rows], by the method or, not `adapted`, by its language model alone.
+        Raises ValueError for a method that has none."""
         if asked.rows.empty:
             return np.zeros(0, dtype=np.float32)
         if not isinstance(self.prepared, Prepared):
             if not adapted:
-                raise ValueError(f"{self.prepared.config.method} has no language model that could score alone")
+                raise ValueError(f"delta: a run of {self.prepared.config.method} has no language model to be alone")
             return np.asarray(self.model.score_rows(asked.rows, self.prepared.splits))
         rows = self.prepared.with_histories(asked.rows, self.embeddings)
         return score_prompts(self.model, self.prepared.prompts(rows, asked.vectors), adapted)

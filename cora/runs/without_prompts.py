@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from cora.methods import load_method
+from cora.runs.distributed import process_count
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import summary
 from cora.runs.pictures import training_picture
@@ -18,8 +19,10 @@ def train_without_prompts(config: RunConfig, run: RunFolder) -> dict[str, Any]:
 
     All rows of train are trained on and all of valid choose the state that is kept; the test rows are those that the
     other methods score, drawn by test_rows and the seed. Steps, rates and the other settings of the Trainer do not
-    count: the method's own configuration has them. Raises as `train` does.
+    count: the method's own configuration has them. Raises as `train` does, and ValueError for several processes.
     """
+    if process_count() > 1:
+        raise ValueError(f"method: {config.method} is trained by one process, the launcher started {process_count()}")
     prepared = prepare_data(config)
     method = load_method(config.method)
     part = "test" if prepared.splits.test is not None else "valid"
