@@ -5,11 +5,12 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -18,11 +19,23 @@ from cora.runs.settings import RunConfig
 from cora.runs.train import train
 
 CLIENTS = 16
-# (path, what one request of a client is), of so many requests a client and round.
-QUESTIONS: dict[str, tuple[str, int, Callable[[int], dict[str, object]]]] = {
-    "one item of a user each": ("/score", 2, lambda n: {"user": 1 + n * 37 % 943, "items": [1 + n * 61 % 1600]}),
-    "one item of the same user each": ("/score", 2, lambda n: {"user": 196, "items": [1 + n * 61 % 1600]}),
-    "the best of 20 items": ("/recommend", 1, lambda n: {"user": 1 + n * 37 % 943, "candidates": 20}),
+
+
+class Question(NamedTuple):
+    """What is asked: the path, and the body of the request of each number."""
+
+    path: str
+    body: Callable[[int], dict[str, object]]
+
+
+# What one request of a client is, and how many there are in a round.
+QUESTIONS = {
+    "one item of a user each": (
+        Question("/score", lambda n: {"user": 1 + n * 37 % 943, "items": [1 + n * 61 % 1600]}),
+        32,
+    ),
+    "one item of the same user each": (Question("/score", lambda n: {"user": 196, "items": [1 + n * 61 % 1600]}), 32),
+    "the best of 20 items": (Question("/recommend", lambda n: {"user": 1 + n * 37 % 943, "candidates": 20}), 16),
 }
 
 
@@ -62,22 +75,21 @@ def server(run: Path) -> Iterator[str]:
         process.communicate()
 
 
-def load(address: str, what: str, clients: int, first: int) -> Load:
-    """A round: as many requests whatever the number of clients, the question numbers from `first` on."""
-    path, each, question = QUESTIONS[what]
-    requests = CLIENTS * each
-    numbers = iter(range(first, first + requests))
+def load(address: str, question: Question, clients: int, numbers: Iterable[int]) -> Load:
+    """A round: the questions of these numbers, each client asking the next as soon as it is answered."""
+    left = iter(numbers)
 
     def client(_: int) -> list[float]:
         connection = http.client.HTTPConnection(address, timeout=600)
         taken = []
-        for number in numbers:
+        for number in left:
             begun = time.monotonic()
-            connection.request("POST", path, json.dumps(question(number)), {"Content-Type": "application/json"})
+            body = json.dumps(question.body(number))
+            connection.request("POST", question.path, body, {"Content-Type": "application/json"})
             reply = connection.getresponse()
-            body = reply.read()
+            answer = reply.read()
             if reply.status != 200:
-                raise RuntimeError(f"{reply.status}: {body.decode()}")
+                raise RuntimeError(f"{reply.status}: {answer.decode()}")
             taken.append(time.monotonic() - begun)
         return taken
 

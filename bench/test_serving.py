@@ -21,7 +21,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     except RuntimeError as error:
         pytest.skip(f"SmolLM2-135M or MovieLens could not be fetched: {error}")
     with server(run) as found:
-        load(found, "one item of a user each", CLIENTS, 0)
+        load(found, QUESTIONS["one item of a user each"][0], CLIENTS, range(CLIENTS))
         yield found
 
 
@@ -32,9 +32,11 @@ def rounds(address: str) -> Callable[[str], dict[int, list[Load]]]:
     def of(what: str) -> dict[int, list[Load]]:
         if what not in known:
             taken: dict[int, list[Load]] = {1: [], CLIENTS: []}
+            question, requests = QUESTIONS[what]
             for turn in range(ROUNDS):
                 for clients, found in taken.items():
-                    found.append(load(address, what, clients, 1000 * turn))
+                    numbers = range(requests * turn, requests * (turn + 1))
+                    found.append(load(address, question, clients, numbers))
             known[what] = taken
         return known[what]
 
