@@ -282,8 +282,9 @@ class BlockWorker {
       }
       strips_.resize(n_base);
       if (sample_end >= row + rows && !(per_sample && in_place(output.expands, sample))) {
-        // One call takes as many tiles of the sample as there are.
-        rows = sample_end >= end_ ? end_ - row : (sample_end - row) / kTileRows * kTileRows;
+        // One call takes as many tiles of the sample as it can.
+        const int64_t left = sample_end >= end_ ? end_ - row : (sample_end - row) / kTileRows * kTileRows;
+        rows = std::min(left, even_share(left, kMostRows, kTileRows));
         add_expands(output, sample, row, col, cols);
         tile()(rows, cols, strips_.data(), n_base, strips_.data() + n_base, strips_.size() - n_base, ready, c, &to);
       } else {
