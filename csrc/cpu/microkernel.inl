@@ -197,18 +197,18 @@ void whole(int rows, int cols, const Strip* base, int n_base, const Strip* low, 
   }
 }
 
-// The base strips part by part along the depth: the part of a panel stays in L1 for all rows, whose sums wait outside
-// the registers meanwhile.
+// The base strips part by part along the depth: the part of a panel stays in L1 for all rows, whose sums wait in c.
 template <class Base, class Low>
-void in_parts(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, const Destination* to) {
-  alignas(64) float sums[kMostRows * kTileCols];
+void in_parts(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add, float* c,
+              const Destination* to) {
   for (int i = 0; i < n_base; ++i) {
     const int64_t depth = base[i].depth, step = even_share(depth, kPartDepth, 4);
     int64_t k = 0;
     do {
       const bool last = i + 1 == n_base && k + step >= depth;
       const Strip part = Base::part(base[i], k, smaller(step, depth - k));
-      whole<Base, Low>(rows, cols, &part, 1, low, last ? n_low : 0, i > 0 || k > 0, sums, last ? to : nullptr);
+      whole<Base, Low>(rows, cols, &part, 1, low, last ? n_low : 0, add, c, last ? to : nullptr);
+      add = true;
       k += step;
     } while (k < depth);
   }
@@ -218,7 +218,7 @@ template <class Base, class Low>
 void tile(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add, float* c,
           const Destination* to) {
   if constexpr (kPartDepth > 0) {
-    if (n_base > 0 && rows > kTileRows) return in_parts<Base, Low>(rows, cols, base, n_base, low, n_low, to);
+    if (n_base > 0 && rows > kTileRows) return in_parts<Base, Low>(rows, cols, base, n_base, low, n_low, add, c, to);
   }
   whole<Base, Low>(rows, cols, base, n_base, low, n_low, add, c, to);
 }
