@@ -25,10 +25,13 @@ test-all: $(READY)
 fuzz: $(READY)
 	$(BIN)/python -m pytest tests/kernels/test_fuzz_calls.py tests/data/test_fuzz_files.py --hypothesis-profile=fuzz -n auto
 
-# Table and pictures of this machine go to bench/results, beside those of others.
+# Table and pictures of this machine go to bench/results, beside those of others. ISA=avx2 or avx512: as on a processor
+# that has no more, for our kernels and, as far as they can be told, for torch's libraries and NumPy's.
+AS_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell
+AS_avx512 := ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE OPENBLAS_CORETYPE=SkylakeX
 bench: $(READY)
 	mkdir -p build
-	$(BIN)/python -m pytest bench -q --benchmark-json=build/bench.json --benchmark-disable-gc --benchmark-columns=median
+	OPENBLAS_THREAD_TIMEOUT=4 $(AS_$(ISA)) $(BIN)/python -m pytest bench $(if $(ISA),--isa=$(ISA)) -q --benchmark-json=build/bench.json --benchmark-disable-gc --benchmark-columns=median
 	$(BIN)/python -m bench.report build/bench.json
 
 # The Markdown beside the packages and their docstrings as a site: build/site/index.html.

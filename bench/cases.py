@@ -123,6 +123,9 @@ def quick() -> list[BenchCase]:
         ):
             small = layer.startswith("SmolLM2")
             cases.append(case(layer, batch, length, r, dtype, backward, f"{name} {_SHORT[dtype]}", autotune=small))
+    for backward in (False, True):
+        name = "train" if backward else "forward"
+        cases.append(case("SmolLM2-135M q", 16, 160, 16, FP32, backward, f"{name} fp32"))
     for dtype in (FP32, BF16):
         cases.append(case("Llama-3.2-1B q", 32, 1, 16, dtype, False, "decode", autotune=True))
         cases.append(case("SmolLM2-135M q", 16, 1, 16, dtype, False, "decode", autotune=True))

@@ -10,6 +10,7 @@ from bench.cases import full, quick
 from bench.contestants import CONTESTANTS
 from bench.harness import Outcome, measure
 from bench.machine import describe, peaks
+from cora_kernels.backends import extension
 
 NOT_RUN = pytest.StashKey[list[dict[str, Any]]]()
 MEMORY = pytest.StashKey[list[dict[str, Any]]]()
@@ -33,6 +34,7 @@ class Replay:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="every layer, size and dtype instead of the quick set (hours)")
+    parser.addoption("--isa", default="", help="of our CPU kernels, such as avx2 (default: the best of this machine)")
     parser.addoption("--seconds", type=float, default=3.0, help="seconds of rounds for each case (default 3)")
 
 
@@ -40,6 +42,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[NOT_RUN] = []
     config.stash[MEMORY] = []
     config.stash[REPLAY] = Replay()
+    if isa := config.getoption("--isa"):
+        usable = extension._C.cpu_isas() if extension.loaded else []
+        if isa not in usable:
+            raise pytest.UsageError(f"--isa must be one of {', '.join(usable) or 'none, without _C'}; got {isa!r}")
+        extension._C.set_cpu_isa(isa)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -5,9 +5,11 @@ or per model (padding indices, loading adapters, compiling) belongs into the pre
 """
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,6 +36,7 @@ class Contestant:
     about: str
     prepare: Callable[[BenchCase, Inputs], Run]
     ours: bool = False
+    # It computes x·Wᵀ alone. The first one is what the others are measured by.
     floor: bool = False
 
 
@@ -79,6 +82,30 @@ def _padded(formula: Formula) -> Callable[[BenchCase, Inputs], Run]:
 
 def _frozen(case: BenchCase, inputs: Inputs) -> Run:
     return lambda: tuple(F.linear(inputs.x, w) for w in inputs.weights)
+
+
+def _library(case: BenchCase, inputs: Inputs) -> None:
+    """Raises where another library's x·Wᵀ says nothing that F.linear's does not."""
+    if case.backward or inputs.x.is_cuda or inputs.x.dtype != torch.float32:
+        raise Unsupported("a floor of the forward in fp32 on a CPU")
+
+
+def _onednn(case: BenchCase, inputs: Inputs) -> Run:
+    _library(case, inputs)
+    if not torch.backends.mkldnn.is_available():
+        raise Unsupported("this torch was built without oneDNN")
+    linear, rows = torch.ops.mkldnn._linear_pointwise, inputs.x.flatten(0, -2)
+    packed = [torch.ops.mkldnn._reorder_linear_weight(w, len(rows)) for w in inputs.weights]
+    return lambda: tuple(linear(rows, w, None, "none", [], "").view(*inputs.x.shape[:-1], -1) for w in packed)
+
+
+def _numpy(case: BenchCase, inputs: Inputs) -> Run:
+    _library(case, inputs)
+    # By default its threads spin for milliseconds after a product, beside the next contestant.
+    if "OPENBLAS_THREAD_TIMEOUT" not in os.environ:
+        raise Unsupported("needs OPENBLAS_THREAD_TIMEOUT=4 in the environment, as make bench sets it")
+    x, weights = inputs.x.detach().numpy(), [w.numpy().T for w in inputs.weights]
+    return lambda: tuple(torch.from_numpy(np.matmul(x, w)) for w in weights)
 
 
 def _eager(x: Tensor, w: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
@@ -263,6 +290,8 @@ def _merged_copies(case: BenchCase) -> int:
 
 CONTESTANTS: tuple[Contestant, ...] = (
     Contestant("frozen linear", "F.linear alone, the floor: no delta at all", _frozen, floor=True),
+    Contestant("oneDNN", "x·Wᵀ alone by oneDNN's fp32 product, W packed once", _onednn, floor=True),
+    Contestant("NumPy", "x·Wᵀ alone by NumPy's library, OpenBLAS in its wheels", _numpy, floor=True),
     Contestant("eager bmm", "F.linear, bmm, bmm, mul, add", _padded(_eager)),
     Contestant("einsum", "F.linear and two einsums, as in VLoRA", _padded(_einsum)),
     Contestant("baddbmm_", "the second bmm accumulates in place", _padded(_baddbmm)),

@@ -99,7 +99,7 @@ def measure(
                 run = contestant.prepare(case, own)
                 got = results(lambda _, run=run: run(), own)
             if contestant.floor:
-                floor = contestant.name
+                floor = floor or contestant.name
                 linear = results(_linear, own.map(lambda t: t.double()))
                 problem = errors(got, linear, results(_linear, own), case.shape.dtype)
             else:

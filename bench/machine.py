@@ -9,12 +9,15 @@ from pathlib import Path
 
 import torch
 
+from cora_kernels.backends import extension
+
 
 def describe() -> dict[str, str]:
     """Machine, threads and versions, as printed and written beside every table."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "cpu": f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
+        "kernels": (extension.loaded and extension._C.cpu_isa()) or "none",
         "threads": str(torch.get_num_threads()),
         "gpu": gpu,
         "torch": torch.__version__,
@@ -25,7 +28,7 @@ def describe() -> dict[str, str]:
 
 def slug(machine: dict[str, str]) -> str:
     """The machine as a part of a file name."""
-    name = machine["cpu"].split(",")[0] if machine["gpu"] == "none" else machine["gpu"]
+    name = f"{machine['cpu'].split(',')[0]} {machine['kernels']}" if machine["gpu"] == "none" else machine["gpu"]
     return re.sub(r"[^a-z0-9]+", "-", f"{name} {machine['threads']} threads".lower()).strip("-")
 
 

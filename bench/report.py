@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (options.out / f"{name}.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     pictures = draw(run, options.out, name)
     (options.out / f"{name}.md").write_text(markdown(run, pictures), encoding="utf-8")
+    (options.out / "processors.md").write_text(processors(options.out), encoding="utf-8")
     print(summary(run))
     print(f"\nwritten: {options.out / name}.json, .md and {len(pictures)} pictures")
 
@@ -52,6 +53,23 @@ def merge_gpus(folder: Path, readme: Path) -> None:
     after = rest.partition(end)[2]
     readme.write_text(f"{before}{start}\n{gpu_table(folder)}\n{end}{after}", encoding="utf-8")
     print(f"written: {readme}")
+
+
+def processors(folder: Path) -> str:
+    """A row for every run whose JSON is in the folder: what ours takes there, by processor and instruction set."""
+    sets = ("forward fp32", "train fp32", "forward bf16", "train bf16", "decode")
+    body = []
+    for path in sorted(folder.glob("*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        cora = run["machine_info"]["cora"]
+        ratios = [mean_ratio([row for row in linears(run) if name in row.info.get("sets", ())]) for name in sets]
+        cells = ["–" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+        reached = f"{cora['peaks']['fp32'] / 1e9:.0f}, {cora['peaks']['bf16'] / 1e9:.0f}"
+        machine = [cora["cpu"].split(",")[0], cora.get("kernels", "–"), cora["threads"], run["datetime"][:10], reached]
+        body.append(machine + cells)
+    head = ["processor", "our kernels", "threads", "day", "torch's GFLOP/s in fp32, bf16"]
+    text = "Time of ours over F.linear's, or over the two products of a backward; geometric means of each set's shapes."
+    return f"# Processors and instruction sets\n\n{text}\n\n{_table([*head, *sets], body)}\n"
 
 
 def markdown(run: dict[str, Any], pictures: dict[str, str]) -> str:
@@ -72,9 +90,11 @@ def summary(run: dict[str, Any]) -> str:
     """Machine, verdicts, means and losses: what a README shows."""
     cora = run["machine_info"]["cora"]
     peaks = cora["peaks"]
-    machine = f"{cora['cpu']}, {cora['threads']} threads; GPU: {cora['gpu']}; torch {cora['torch']}; Python "
-    machine += f"{cora['python']}; {cora['system']}. Reached by torch: {peaks['fp32'] / 1e9:.0f} GFLOP/s fp32, "
-    machine += f"{peaks['bf16'] / 1e9:.0f} bf16, {peaks['bytes'] / 1e9:.1f} GB/s."
+    machine = f"{cora['cpu']}, {cora['threads']} threads; our kernels: {cora['kernels']}; GPU: {cora['gpu']}; torch "
+    machine += f"{cora['torch']}; Python {cora['python']}; {cora['system']}. Reached by torch: "
+    machine += (
+        f"{peaks['fp32'] / 1e9:.0f} GFLOP/s fp32, {peaks['bf16'] / 1e9:.0f} bf16, {peaks['bytes'] / 1e9:.1f} GB/s."
+    )
     parts = [f"Measured {run['datetime'][:10]} by `make bench` on {machine}", _verdicts(run), _means(run), _noise(run)]
     losses = not_first(run)
     judged = [row for row in (*linears(run), *attentions(run)) if row.first is not None]
@@ -137,10 +157,12 @@ def _noise(run: dict[str, Any]) -> str:
 
 
 def _ratios(chosen: list[Row]) -> str:
-    names = [c.name for c in CONTESTANTS if any(c.name in row.medians for row in chosen) and not c.floor]
+    floors = {row.floor for row in chosen}
+    names = [c.name for c in CONTESTANTS if any(c.name in row.medians for row in chosen) and c.name not in floors]
     body = []
     for row in chosen:
-        best = min((row.medians[name] for name in names if name in row.medians), default=None)
+        deltas = [name for name in names if name in row.medians and not row.entries[name]["floor"]]
+        best = min((row.medians[name] for name in deltas), default=None)
         cells = [f"{1e3 * row.medians[row.floor]:.3f}" if row.floor else "–"]
         for name in names:
             ratio = row.ratio(name)

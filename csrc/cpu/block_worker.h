@@ -6,7 +6,7 @@
 //
 //     in place   A sample has few rows and factors of its own, as in decoding. The factors are not packed: they are
 //                read where they lie, for one row at a time (shrink_row, expand_rows_in_place). The products with B
-//                wait in `products`, and the sample's rows of a tile begin with them (begin_rows, expand_tile). Each
+//                wait in `products`, and the sample's rows of a tile begin with them (begin_rows, expand_short). Each
 //                sample is decided on by itself, so that a tile may hold rows of both kinds.
 //     joined     The rows are bf16, multiplied in pairs, and the rank is small. shrink multiplies them with the first
 //                panel of W in the same pass (join_rows), into `block`, and the tiles of that panel begin with it. A
@@ -269,25 +269,22 @@ class BlockWorker {
     strips_.clear();
     if (!ready) add_bases(output, panel, begin_);
     const int n_base = strips_.size();
-    int64_t sample = 0;
-    int64_t sample_end = per_sample ? begin_ : end_;
-    int rows = 0;
+    int64_t rows = 0;
     for (int64_t row = begin_; row < end_; row += rows) {
-      rows = std::min<int64_t>(end_ - row, kTileRows);
       float* c = ready ? memory_.block + (row - begin_) * kTileCols : c_;
-      const Destination to = destination(output, row, col);
-      if (row >= sample_end) {
-        sample = gemm_.segments.find(row);
-        sample_end = gemm_.segments.end(sample);
-      }
       strips_.resize(n_base);
-      if (sample_end >= row + rows && !(per_sample && in_place(output.expands, sample))) {
-        // One call takes as many tiles of the sample as there are.
-        rows = sample_end >= end_ ? end_ - row : (sample_end - row) / kTileRows * kTileRows;
+      const int64_t sample = per_sample ? gemm_.segments.find(row) : 0;
+      const int64_t sample_end = per_sample ? gemm_.segments.end(sample) : end_;
+      if (per_sample && is_short(output, row)) {
+        rows = short_rows(output, row);
+        expand_short(output, row, rows, panel, ready ? -1 : place, n_base, c);
+      } else {
+        // One call takes as many tiles of the sample as it can.
+        const int64_t left = sample_end >= end_ ? end_ - row : (sample_end - row) / kTileRows * kTileRows;
+        rows = std::min(left, even_share(left, kMostRows, kTileRows));
+        const Destination to = destination(output, row, col);
         add_expands(output, sample, row, col, cols);
         tile()(rows, cols, strips_.data(), n_base, strips_.data() + n_base, strips_.size() - n_base, ready, c, &to);
-      } else {
-        expand_tile(output, row, rows, panel, ready ? -1 : place, n_base, c);
       }
       for (int i = 0; i < n_base; ++i) {
         strips_[i].rows = static_cast<const char*>(strips_[i].rows) + rows * strips_[i].row_stride * row_bytes_;
@@ -295,9 +292,25 @@ class BlockWorker {
     }
   }
 
-  // Computes a tile of several samples: those in place begin with their products, the others get their terms
-  // afterwards. Where `place` is negative, c holds already what the rows begin with.
-  void expand_tile(const Output& output, int64_t row, int rows, int64_t panel, int64_t place, int n_base, float* c) {
+  // Whether the sample at `row` has rows in place, or less than a tile from here on.
+  bool is_short(const Output& output, int64_t row) const {
+    const int64_t sample = gemm_.segments.find(row), sample_end = gemm_.segments.end(sample);
+    return sample_end < std::min(end_, row + kTileRows) || in_place(output.expands, sample);
+  }
+
+  // The rows from here on that are multiplied with a weight together: tiles that begin with such a sample.
+  int64_t short_rows(const Output& output, int64_t row) const {
+    int64_t stop = row;
+    do {
+      stop = std::min(end_, stop + kTileRows);
+    } while (stop < end_ && stop - row < kMostRows && is_short(output, stop));
+    return stop - row;
+  }
+
+  // Computes rows of several samples: those in place begin with their products, the others get their terms afterwards.
+  // Where `place` is negative, c holds already what the rows begin with.
+  void expand_short(const Output& output, int64_t row, int64_t rows, int64_t panel, int64_t place, int n_base,
+                    float* c) {
     const int64_t col = panel * kTileCols;
     const int cols = std::min<int64_t>(output.cols - col, kTileCols);
     const bool all = all_in_place(output, row, rows);
@@ -393,7 +406,8 @@ class BlockWorker {
   // The sample whose factor an expand panel holds.
   std::vector<int64_t> packed_sample_;
   std::vector<Strip> strips_;
-  alignas(64) float c_[kTileRows * kTileCols];
+  // [kMostRows x 48].
+  alignas(64) float c_[kMostRows * kTileCols];
 };
 
 }  // namespace cora::cpu

@@ -6,8 +6,8 @@
 namespace cora::cpu {
 
 // (add ? c : 0) + Σ base strips + Σ low strips, in fp32, in this order, for any rows: to c [rows x 48], or, where `to`
-// is not null, only there. At most 48 columns where c or a base strip is read or written, else any number. Panels are
-// padded: c gets columns up to the next full vector.
+// is not null, there; sums of base strips may wait in c meanwhile. At most 48 columns where c or a base strip is read or
+// written, else any number. Panels are padded: c gets columns up to the next full vector.
 using TileFn = void (*)(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add,
                         float* c, const Destination* to);
 

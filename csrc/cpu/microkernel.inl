@@ -32,6 +32,7 @@ struct Widened {
     const float* rows = static_cast<const float*>(strip.rows) + row0 * strip.row_stride;
     if constexpr (kind == Panel::kPairs) {
       const float* panel = static_cast<const float*>(strip.panel) + col0;
+#pragma GCC unroll 2
       for (int64_t k = 0; k < strip.depth; k += 2, panel += panel_stride<role>(strip)) {
         Vec b[NV];
         for (int v = 0; v < NV; ++v) {
@@ -46,6 +47,7 @@ struct Widened {
     } else {
       using Element = std::conditional_t<kind == Panel::kFloat, float, uint16_t>;
       const Element* panel = static_cast<const Element*>(strip.panel) + col0;
+#pragma GCC unroll 4
       for (int64_t k = 0; k < strip.depth; ++k, panel += panel_stride<role>(strip)) {
         Vec b[NV];
         for (int v = 0; v < NV; ++v) {
@@ -56,6 +58,12 @@ struct Widened {
         step(rows + k, strip.row_stride, b, acc);
       }
     }
+  }
+
+  // The depths [begin, begin + depth) of a base strip; begin is even.
+  static Strip part(const Strip& strip, int64_t begin, int64_t depth) {
+    return {static_cast<const float*>(strip.rows) + begin, strip.row_stride,
+            static_cast<const char*>(strip.panel) + panel_bytes(kind, begin), strip.panel_stride, depth};
   }
 
   template <int MR, int NV>
@@ -173,9 +181,10 @@ struct Blocks<Base, Low, std::integer_sequence<int, I...>> {
   static constexpr BlockFn table[] = {column<Base, Low, I / kBlockVecs + 1, I % kBlockVecs + 1>...};
 };
 
+// All of the depth in one go.
 template <class Base, class Low>
-void tile(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add, float* c,
-          const Destination* to) {
+void whole(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add, float* c,
+           const Destination* to) {
   const int vecs = (cols + kWidth - 1) / kWidth;
   for (int vec = 0; vec < vecs; vec += kBlockVecs) {
     const int nv = smaller(vecs - vec, kBlockVecs);
@@ -186,6 +195,32 @@ void tile(int rows, int cols, const Strip* base, int n_base, const Strip* low, i
                                                                vec * kWidth, cols);
     }
   }
+}
+
+// The base strips part by part along the depth: the part of a panel stays in L1 for all rows, whose sums wait in c.
+template <class Base, class Low>
+void in_parts(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add, float* c,
+              const Destination* to) {
+  for (int i = 0; i < n_base; ++i) {
+    const int64_t depth = base[i].depth, step = even_share(depth, kPartDepth, 4);
+    int64_t k = 0;
+    do {
+      const bool last = i + 1 == n_base && k + step >= depth;
+      const Strip part = Base::part(base[i], k, smaller(step, depth - k));
+      whole<Base, Low>(rows, cols, &part, 1, low, last ? n_low : 0, add, c, last ? to : nullptr);
+      add = true;
+      k += step;
+    } while (k < depth);
+  }
+}
+
+template <class Base, class Low>
+void tile(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add, float* c,
+          const Destination* to) {
+  if constexpr (kPartDepth > 0) {
+    if (n_base > 0 && rows > kTileRows) return in_parts<Base, Low>(rows, cols, base, n_base, low, n_low, add, c, to);
+  }
+  whole<Base, Low>(rows, cols, base, n_base, low, n_low, add, c, to);
 }
 
 #ifdef CORA_BF16_PAIRS

@@ -11,12 +11,21 @@ namespace cora::cpu {
 // (measured on Zen 4: 110 of 116 GFLOP/s in fp32, where 14 x 2 falls to 80 at a row stride of 8 KiB).
 constexpr int kTileRows = 8;
 constexpr int kTileCols = 48;
+// The most rows of one call that multiplies a weight.
+constexpr int kMostRows = 128;
 
 enum class Dtype : int8_t { kFloat, kBFloat16, kHalf };
 
 constexpr int64_t size_of(Dtype dtype) { return dtype == Dtype::kFloat ? 4 : 2; }
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// What `size` is cut into, where each piece is to be at most `most` and they are to be as few and as even as they can be,
+// in multiples of `step`, as `most` is.
+inline int64_t even_share(int64_t size, int64_t most, int64_t step) {
+  const int64_t pieces = size > most ? (size + most - 1) / most : 1;
+  return round_up((size + pieces - 1) / pieces, step);
+}
 
 // A matrix of any strides (in elements); for the factors of a batch, `batch_stride` apart (0: one for all samples).
 struct Matrix {

@@ -46,7 +46,7 @@ def test_the_report_shows_who_is_first() -> None:
         }
         for name, seconds in (("sample by sample", 0.002), ("ours", 0.001))
     ]
-    machine = {"cpu": "C", "threads": "2", "gpu": "none", "torch": "2", "python": "3", "system": "L"}
+    machine = {"cpu": "C", "kernels": "avx2", "threads": "2", "gpu": "none", "torch": "2", "python": "3", "system": "L"}
     run: dict[str, Any] = {
         "datetime": "2026-01-02T03:04:05",
         "machine_info": {"cora": machine | {"peaks": {"fp32": 1e11, "bf16": 2e11, "bytes": 1e10}}},

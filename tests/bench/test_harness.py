@@ -15,7 +15,7 @@ import torch
 from bench.cases import BenchCase, full, quick, skewed
 from bench.contestants import CONTESTANTS, Contestant, Run, Unsupported
 from bench.harness import interleaved, measure
-from bench.report import main
+from bench.report import main, markdown, processors
 from bench.table import linears, not_first, verdicts
 from cora_kernels.testing import Case, Inputs, call
 
@@ -80,6 +80,27 @@ def test_a_reason_instead_of_a_time() -> None:
     assert (outcome.seconds, outcome.problem, outcome.wrong) == ((), "not today", False)
 
 
+def test_other_libraries_are_floors_beside_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = BenchCase("tiny qkv", Case(3, 5, 24, (40, 16), 8), backward=False)
+    libraries = [BY_NAME["oneDNN"], BY_NAME["NumPy"]]
+    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
+    assert "OPENBLAS_THREAD_TIMEOUT=4" in str(quickly(case, *libraries)["NumPy"].problem)
+    monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", "4")
+    outcomes = quickly(case, *libraries)
+    for library in libraries:
+        assert outcomes[library.name].seconds, outcomes[library.name].problem
+        assert "forward in fp32" in str(quickly(TRAIN, library)[library.name].problem)
+        assert "forward in fp32" in str(quickly(FORWARD, library)[library.name].problem)
+
+
+def test_a_wrong_floor_is_not_timed() -> None:
+    def prepare(case: BenchCase, inputs: Inputs) -> Run:
+        return lambda: tuple(y * 1.02 for y in BY_NAME["frozen linear"].prepare(case, inputs)())
+
+    outcome = quickly(FORWARD, Contestant("bent", "", prepare, floor=True))["bent"]
+    assert outcome.wrong and not outcome.seconds
+
+
 def test_a_planted_slowdown_is_seen() -> None:
     def slowly(ys: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         time.sleep(0.1)
@@ -123,8 +144,8 @@ def test_a_short_call_is_timed_after_one_of_its_own() -> None:
 
 def test_cases() -> None:
     cases = quick()
-    for name in ("forward fp32", "forward bf16", "train fp32", "train bf16", "decode"):
-        assert sum(name in case.sets for case in cases) == 4
+    for name, count in {"forward fp32": 5, "forward bf16": 4, "train fp32": 5, "train bf16": 4, "decode": 4}.items():
+        assert sum(name in case.sets for case in cases) == count
     for key in ("B", "T", "r"):
         assert sum(key in case.sets for case in cases) >= 3
     assert len({(str(case), case.backward) for case in cases}) == len(cases)
@@ -166,7 +187,15 @@ def run_of(ours: float, peer: float, floor: float = 1.0) -> dict[str, Any]:
                 "bytes": case.bytes,
             }
             benchmarks.append({"extra_info": info, "stats": {"median": seconds, "iqr": seconds / 100}})
-    machine = {"cpu": "Some CPU, AVX512", "threads": "2", "gpu": "none", "torch": "2", "python": "3", "system": "Linux"}
+    machine = {
+        "cpu": "Some CPU, AVX512",
+        "kernels": "avx512",
+        "threads": "2",
+        "gpu": "none",
+        "torch": "2",
+        "python": "3",
+        "system": "Linux",
+    }
     peaks = {"fp32": 1e11, "bf16": 2e11, "bytes": 1e10}
     missing = {"case": benchmarks[0]["extra_info"]["case"], "contestant": "PEFT", "reason": "no peft", "wrong": False}
     memory = [{"kind": "linear", "shape": "tiny", "contestant": "eager bmm", "B": b, "bytes": b << 20} for b in (1, 4)]
@@ -183,20 +212,57 @@ def test_verdicts_and_losses() -> None:
     fast, slow = run_of(ours=0.8, peer=1.5), run_of(ours=2.0, peer=1.5)
     assert not not_first(fast) and len(not_first(slow)) == len(linears(slow))
     judged = {verdict.what: verdict for verdict in verdicts(fast)}
-    mean = judged["forward fp32 / floor, mean of 4 shapes"]
+    mean = judged["forward fp32 / floor, mean of 5 shapes"]
     assert mean.measured == pytest.approx(0.8) and mean.met is True
     assert judged["forward bf16 / floor, worst shape"].met is None
     assert [verdict.met for verdict in verdicts(slow) if verdict.measured is not None] == [False, False]
+
+
+def test_floors_beside_the_floor_are_no_peers() -> None:
+    run = run_of(ours=0.8, peer=1.5)
+    for benchmark in list(run["benchmarks"]):
+        if benchmark["extra_info"]["floor"]:
+            info = benchmark["extra_info"] | {"contestant": "oneDNN"}
+            run["benchmarks"].append({"extra_info": info, "stats": {"median": 0.1, "iqr": 0.0}})
+    assert not not_first(run)
+    assert all((row.floor, row.ratio("oneDNN")) == ("frozen linear", pytest.approx(0.1)) for row in linears(run))
+    text = markdown(run, {})
+    assert "**0.80**" in text and "**0.10**" not in text
+
+
+def test_promises_are_those_of_the_instruction_set() -> None:
+    run = run_of(ours=0.95, peer=1.5)
+    met = {verdict.limit: verdict.met for verdict in verdicts(run) if verdict.measured is not None}
+    assert met == {0.90: False, 1.05: True}
+    run["machine_info"]["cora"]["kernels"] = "avx2"
+    met = {verdict.limit: verdict.met for verdict in verdicts(run) if verdict.measured is not None}
+    assert met == {0.97: True, 1.03: True}
+
+
+def test_a_row_for_every_processor_and_instruction_set(tmp_path: Path) -> None:
+    for isa, ours in (("avx2", 0.9), ("avx512", 0.5)):
+        run = run_of(ours=ours, peer=1.5)
+        run["machine_info"]["cora"]["kernels"] = isa
+        (tmp_path / f"{isa}.json").write_text(json.dumps(run), encoding="utf-8")
+    text = processors(tmp_path)
+    assert "| Some CPU | avx2 | 2 | 2026-01-02 | 100, 200 | 0.90 | – | – | – | – |" in text
+    assert "| Some CPU | avx512 | 2 | 2026-01-02 | 100, 200 | 0.50 | – | – | – | – |" in text
+
+
+def test_an_instruction_set_that_the_machine_lacks() -> None:
+    command = [sys.executable, "-m", "pytest", "bench", "--collect-only", "-q", "--isa=avx9000"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 4 and "--isa must be one of" in done.stderr and "'avx9000'" in done.stderr
 
 
 def test_the_report_writes_tables_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "run.json"
     source.write_text(json.dumps(run_of(ours=2.0, peer=1.5)), encoding="utf-8")
     main([str(source), "--out", str(tmp_path / "results")])
-    name = "some-cpu-2-threads-2026-01-02"
+    name = "some-cpu-avx512-2-threads-2026-01-02"
     written = {path.name for path in (tmp_path / "results").iterdir()}
     kinds = ("retention", "roofline", "growth", "memory")
-    assert written == {f"{name}.json", f"{name}.md", *(f"{name}-{kind}.png" for kind in kinds)}
+    assert written == {"processors.md", f"{name}.json", f"{name}.md", *(f"{name}-{kind}.png" for kind in kinds)}
     text = (tmp_path / "results" / f"{name}.md").read_text(encoding="utf-8")
     assert "no peft" in text and "not first: SmolLM2-135M up" in text and "GPU results are absent" in text
     assert "not first" in capsys.readouterr().out

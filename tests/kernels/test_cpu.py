@@ -25,6 +25,8 @@ CASES = [
     Case(batch=2, length=300, k=20, n=(50,), r=4, sample_a=False),
     # One thread's rows are far more work than the other's, who then takes panels of them.
     Case(lengths=(*[1] * 40, 250), k=64, n=(150, 60), r=16, sample_b=True),
+    # Depths of several parts in both directions, and more rows than one call of a micro-kernel takes.
+    Case(lengths=(9, 270, 1), k=301, n=(150, 289), r=5, sample_b=True, one_a=False, bias=True),
 ]
 DTYPES = [
     (torch.float32, None),
