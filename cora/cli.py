@@ -12,12 +12,14 @@ from typing import Any, get_type_hints
 
 import pandas as pd
 
+from cora.codes import Recipe
+from cora.codes.vectors import VECTORS
 from cora.data import NAMED_DATA
 from cora.data.problems import clipped
 from cora.fetching import cache_folder
 from cora.generators import GENERATORS, generator_class
 from cora.methods import METHODS
-from cora.methods.config import MethodConfig
+from cora.methods.config import AdapterConfig, MethodConfig
 from cora.prompts.template import one_line
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import as_table, joined, summary
@@ -27,6 +29,11 @@ from cora.runs.settings import RunConfig, load_settings, value_of
 _OF_VECTORS = (
     "data", "positive_rating", "split", "valid_from", "test_from", "leave_last", "cold_share", "collaborative", "dim",
     "seed",
+)  # fmt: skip
+
+# The settings that decide what `cora index` makes.
+_OF_CODES = (
+    "data", "model", "split", "valid_from", "test_from", "leave_last", "cold_share", "dtype", "seed",
 )  # fmt: skip
 
 _LONGEST_ERROR = 300  # characters
@@ -63,6 +70,14 @@ def _fit(options: argparse.Namespace) -> None:
     # The settings of a run name a language model; none is read here.
     result = fit_vectors(RunConfig.from_dict({**given, "model": "none"}), options.out)
     print(f"\n{as_table(result)}\n\nvectors  {options.out}")
+
+
+def _index(options: argparse.Namespace) -> None:
+    from cora.runs.index import index
+
+    given = {name: getattr(options, name) for name in _OF_CODES if getattr(options, name) is not None}
+    index({"model": "", **given}, options.vectors, dict(options.recipe), options.out)
+    print(f"\ncodes  {options.out}")
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -174,6 +189,24 @@ def _parser() -> argparse.ArgumentParser:
     _add_fields(fit, _OF_VECTORS)
     fit.set_defaults(command=_fit)
 
+    index = commands.add_parser(
+        "index",
+        help="make codes of the items, for train --method lcrec",
+        description="Gives every item of the data a short code that no other has, of its title, of who did something "
+        "with it in the training rows, or of both; prints how good the codes are, and writes them to a folder that "
+        "`cora train --method lcrec --cora index=FOLDER` takes.",
+        epilog=f"Recipe, for --recipe:\n{inspect.getdoc(Recipe)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    index.add_argument("--out", required=True, metavar="FOLDER", help="folder that is written")
+    index.add_argument(
+        "--vectors", default="both", choices=VECTORS,
+        help="what the codes are made of; random for codes that tell nothing, to compare with (default: both)",
+    )  # fmt: skip
+    _add_pairs(index, "recipe", "how the codes are made (below)")
+    _add_fields(index, _OF_CODES)
+    index.set_defaults(command=_index)
+
     compare = commands.add_parser(
         "compare",
         help="train several methods for several seeds, one table of all",
@@ -267,14 +300,18 @@ def _add_settings(parser: argparse.ArgumentParser, out: str) -> None:
     )
     _add_fields(parser, list(_settings()))
     for name, what in (("cora", "the method's configuration (below)"), ("trainer", "transformers' TrainingArguments")):
-        parser.add_argument(
-            f"--{name}",
-            type=_pair,
-            action="append",
-            default=[],
-            metavar="NAME=VALUE",
-            help=f"a field of {what}; repeatable",
-        )
+        _add_pairs(parser, name, what)
+
+
+def _add_pairs(parser: argparse.ArgumentParser, name: str, what: str) -> None:
+    parser.add_argument(
+        f"--{name}",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"a field of {what}; repeatable",
+    )
 
 
 def _add_fields(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
@@ -294,7 +331,7 @@ def _add_fields(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
 
 def _fields_of_methods() -> str:
     """What --cora takes: the fields of every method's configuration, and the options of the generators."""
-    documented = [MethodConfig, *(method.Config for method in METHODS.values())]
+    documented = [AdapterConfig, MethodConfig, *(method.Config for method in METHODS.values())]
     documented += [generator_class(name).Options for name in GENERATORS]
     return "\n\n".join(f"{one.__name__}, for --cora:\n{inspect.getdoc(one)}" for one in documented)
 
