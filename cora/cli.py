@@ -18,7 +18,7 @@ from cora.data import NAMED_DATA
 from cora.data.problems import clipped
 from cora.fetching import cache_folder
 from cora.generators import GENERATORS, generator_class
-from cora.methods import METHODS
+from cora.methods import METHODS, load_method
 from cora.methods.config import AdapterConfig, MethodConfig
 from cora.prompts.template import one_line
 from cora.runs.folder import RunFolder
@@ -57,10 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from cora.runs.train import train
+    config = RunConfig.from_dict(_given(options))
+    if load_method(config.method).task == "next item":
+        from cora.runs.next_items_train import as_text, train_next_items
 
-    result = train(RunConfig.from_dict(_given(options)), options.out)
-    print(f"\n{as_table(result)}\n\npicture  {RunFolder(options.out).picture}\nmodel    {RunFolder(options.out).model}")
+        text = as_text(train_next_items(config, options.out))
+    else:
+        from cora.runs.train import train
+
+        text = as_table(train(config, options.out))
+    print(f"\n{text}\n\npicture  {RunFolder(options.out).picture}\nmodel    {RunFolder(options.out).model}")
 
 
 def _fit(options: argparse.Namespace) -> None:

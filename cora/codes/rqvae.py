@@ -116,7 +116,7 @@ def train_rqvae(vectors: Tensor, recipe: Recipe, seed: int = 0) -> tuple[RQVAE, 
         model = RQVAE(vectors.shape[1], recipe, codes)
         books = model.quantiser.codebooks
         others = [one for one in model.parameters() if one is not books]
-        groups = [{"params": others}, {"params": [books], "lr": _FASTER * recipe.learning_rate}]
+        groups: list[dict[str, Any]] = [{"params": others}, {"params": [books], "lr": _FASTER * recipe.learning_rate}]
         optimiser = torch.optim.AdamW(groups, recipe.learning_rate, weight_decay=recipe.weight_decay)
         warmup = max(1, recipe.steps // 20)
         schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -45,7 +45,7 @@ def text_vectors(
     return found
 
 
-def collaborative_vectors(train: pd.DataFrame, item_ids: Sequence[Any], width: int = 64, seed: int = 0) -> Tensor:
+def collaborative_vectors(train: pd.DataFrame, item_ids: Sequence[Any], width: int = 32, seed: int = 0) -> Tensor:
     """[n, width] fp32: `item_factors` of who did something with which item in `train`, liked or not, at unit length.
 
     train: user_id, item_id. Of length one, for how often an item occurs tells nothing of what it is like. An item

@@ -7,17 +7,26 @@ from typing import Any, NamedTuple
 class Method(NamedTuple):
     """A way to recommend: what tables call it, and the `module:class` of its configuration and of its model.
 
-    `Config` is a MethodConfig; `Model`, a MethodModel, is built as Model(base_model, config, vectors), gives
-    forward(batch) -> loss and scores, score(rows) and saves itself. Both are loaded on first use.
+    Of the task "rating" it scores a user and an item: `Config` is a MethodConfig; `Model`, a MethodModel, is built as
+    Model(base_model, config, vectors), gives forward(batch) -> loss and scores, score(rows) and saves itself. Of the
+    task "next item" it says which of all items comes next: `Config` is an AdapterConfig; `Model`, an AdaptedModel, is
+    built as Model(base_model, config, codes, vectors), gives forward(batch) -> loss and rank(prompts). Both are loaded
+    on first use.
     """
 
     label: str
     config: str
     model: str
+    task: str = "rating"
 
     @property
     def Config(self) -> Any:
         return _loaded(self.config)
+
+    @property
+    def tasks(self) -> Any:
+        """Of a method of the task "next item" the module beside its model that makes its examples."""
+        return import_module(f"{self.model.partition(':')[0].rpartition('.')[0]}.tasks")
 
     @property
     def Model(self) -> Any:
@@ -32,6 +41,9 @@ METHODS = {
     "collm": Method("CoLLM", "cora.methods.collm.config:CoLLMConfig", "cora.methods.collm.model:CoLLMModel"),
     "reclora": Method(
         "RecLoRA", "cora.methods.reclora.config:RecLoRAConfig", "cora.methods.reclora.model:RecLoRAModel"
+    ),
+    "lcrec": Method(
+        "LC-Rec", "cora.methods.lcrec.config:LCRecConfig", "cora.methods.lcrec.model:LCRecModel", "next item"
     ),
 }
 

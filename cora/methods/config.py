@@ -56,6 +56,16 @@ class AdapterConfig:
     def scaling(self) -> float:
         return (2 * self.r if self.alpha is None else self.alpha) / self.r
 
+    @property
+    def splits_prompts(self) -> bool:
+        """Whether the beginning of a prompt, up to the title asked about, has deltas of the user alone."""
+        return False
+
+    @property
+    def family_size(self) -> int:
+        """How many training rows share the beginning of their prompts at most, where prompts are split."""
+        return 1
+
     def to_dict(self) -> dict[str, Any]:
         """Every field by name."""
         return asdict(self)
@@ -122,16 +132,6 @@ class MethodConfig(AdapterConfig):
         if not isinstance(self.prompt, str) or not isinstance(self.no_history, str):
             raise TypeError(f"prompt, no_history: expected text, got {self.prompt!r}, {self.no_history!r}")
         PromptTemplate(self.prompt, self.no_history)
-
-    @property
-    def splits_prompts(self) -> bool:
-        """Whether the beginning of a prompt, up to the title asked about, has deltas of the user alone."""
-        return False
-
-    @property
-    def family_size(self) -> int:
-        """How many training rows share the beginning of their prompts at most, where prompts are split."""
-        return 1
 
     @property
     def template(self) -> PromptTemplate:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import pandas as pd
 from torch import Tensor
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from cora.collaborative import CollaborativeEmbeddings, items_without_own_rating, most_similar, user_encoder
 from cora.data import Interactions, Splits, load_interactions, pasts, split, with_cold_items, with_histories
 from cora.llm.loading import load_tokenizer
+from cora.methods import load_method
 from cora.methods.config import MethodConfig
 from cora.prompts import PromptDataset, PromptEncoder
 from cora.runs.settings import RunConfig
@@ -155,8 +157,13 @@ def prepare(config: RunConfig) -> Prepared:
     Raises what reading them raises, and ValueError for answers that are no token and a prompt that cannot be short
     enough: all that the settings and the data cannot do together is refused before anything is trained.
     """
+    if (task := load_method(config.method).task) != "rating":
+        raise ValueError(
+            f"method: expected one that scores users and items, got {config.method}, whose task is the {task}: it has "
+            "train, recommend, score and info"
+        )
     data = load_interactions(config.data, config.positive_rating)
     tokenizer = load_tokenizer(config.model)
-    settings = config.method_config().with_answer_ids(tokenizer)
+    settings = cast(MethodConfig, config.method_config()).with_answer_ids(tokenizer)
     PromptEncoder(tokenizer, settings.template, settings.max_length, settings.splits_prompts)  # for its checks
     return Prepared(config, data, tokenizer, settings)

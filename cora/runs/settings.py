@@ -12,7 +12,7 @@ from cora.checks import check_choice, check_int, check_share, is_number
 from cora.collaborative import COLLABORATIVE, CollaborativeEmbeddings
 from cora.data import NAMED_DATA, RECIPES
 from cora.methods import METHODS, load_method
-from cora.methods.config import MethodConfig
+from cora.methods.config import AdapterConfig
 
 
 def _option(default: Any, text: str) -> Any:
@@ -107,9 +107,9 @@ class RunConfig:
         """`rows` rows drawn at random, in their order; all of them for 0 or where there are no more."""
         return frame if rows == 0 or rows >= len(frame) else frame.sample(rows, random_state=self.seed).sort_index()
 
-    def method_config(self) -> MethodConfig:
+    def method_config(self) -> AdapterConfig:
         """The method's configuration. Raises ValueError for a name in `cora` that it does not have."""
-        made: MethodConfig = load_method(self.method).Config.from_dict({**self.cora, "base_model": self.model})
+        made: AdapterConfig = load_method(self.method).Config.from_dict({**self.cora, "base_model": self.model})
         return made
 
     @property

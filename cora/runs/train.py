@@ -51,7 +51,7 @@ def _train(
 ) -> dict[str, Any]:
     config = prepared.config
     method = load_method(config.method)
-    embeddings = _collaborative(config, run, prepared.splits)
+    embeddings = collaborative(config, run, prepared.splits)
     torch.manual_seed(config.seed)
     base = load_base(config.model, dtype=chosen_dtype(config.dtype, arguments.device))
     model: MethodModel = method.Model(base, prepared.method_config, embeddings).to(arguments.device)
@@ -81,7 +81,7 @@ def _train(
     return result
 
 
-def _collaborative(config: RunConfig, run: RunFolder, splits: Splits) -> CollaborativeEmbeddings:
+def collaborative(config: RunConfig, run: RunFolder, splits: Splits) -> CollaborativeEmbeddings:
     """The vectors of the run: those of the file named, those trained before, or those of a model trained now."""
     if not run.embeddings.is_file():
         if config.embeddings is not None:

@@ -17,9 +17,9 @@ class Sequences:
     """The events of users, one user after another, each user's in order: train, then valid, then test.
 
     user_ids: the id of each user; item_ids: that of each item; both sorted. user, item: int64 [events], rows of these.
-    part: int8 [events], 0 train, 1 valid, 2 test. starts: int64 [users + 1], the events of user u are
-    starts[u]:starts[u + 1]. Every row of the data is an event, liked or not; rows of one user and one moment stand in
-    the order of the source, for whoever ranks.
+    part: int8 [events], 0 train, 1 valid, 2 test. label: int64 [events], 1 for a like. starts: int64 [users + 1], the
+    events of user u are starts[u]:starts[u + 1]. Every row of the data is an event, liked or not; rows of one user and
+    one moment stand in the order of the source, for whoever ranks.
     """
 
     user_ids: list[Any]
@@ -27,6 +27,7 @@ class Sequences:
     user: np.ndarray
     item: np.ndarray
     part: np.ndarray
+    label: np.ndarray
     starts: np.ndarray
 
     @classmethod
@@ -36,7 +37,7 @@ class Sequences:
         Raises ValueError for an item of the parts that the catalogue does not have.
         """
         parts = splits.parts()
-        frame = pd.concat([part[["user_id", "item_id"]] for part in parts.values()], ignore_index=True)
+        frame = pd.concat([part[["user_id", "item_id", "label"]] for part in parts.values()], ignore_index=True)
         number = np.repeat([_PARTS[name] for name in parts], [len(part) for part in parts.values()]).astype(np.int8)
         user, user_ids = pd.factorize(frame["user_id"], sort=True)
         known = pd.Index(sorted(frame["item_id"].unique().tolist()) if item_ids is None else list(item_ids))
@@ -45,7 +46,15 @@ class Sequences:
             raise ValueError(f"item_ids: {frame['item_id'][int((item < 0).argmax())]!r} is not among the items")
         order = np.argsort(user, kind="stable")
         starts = np.append(0, np.cumsum(np.bincount(user, minlength=len(user_ids))))
-        return cls(user_ids.tolist(), known.tolist(), user[order].astype(np.int64), item[order], number[order], starts)
+        return cls(
+            user_ids.tolist(),
+            known.tolist(),
+            user[order].astype(np.int64),
+            item[order],
+            number[order],
+            frame["label"].to_numpy()[order],
+            starts,
+        )
 
     def targets(self, part: str) -> np.ndarray:
         """int64 [n]: the events of a part that have one of the same user before them."""

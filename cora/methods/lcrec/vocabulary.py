@@ -1,6 +1,7 @@
 """CodeTokens: codes as tokens of the language model, without a change of its vocabulary."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class CodeTokens(nn.Module):
 
     def __init__(self, base: PreTrainedModel, codes: ItemCodes) -> None:
         super().__init__()
-        embeddings = base.get_input_embeddings().weight
+        embeddings = _table(base)
         self.levels, self.size, self.first = codes.levels, codes.size, len(embeddings)
         self.rows = nn.Parameter(torch.empty(self.levels * self.size, embeddings.shape[1], device=base.device))
         with torch.no_grad():
@@ -36,7 +37,7 @@ class CodeTokens(nn.Module):
     @torch.no_grad()
     def start(self, base: PreTrainedModel, title_tokens: Sequence[Sequence[int]]) -> None:
         """Sets every code to the mean embedding of the tokens of its items' titles, one list for each item."""
-        embeddings = base.get_input_embeddings().weight.float()
+        embeddings = _table(base).float()
         means = torch.stack(
             [embeddings[torch.tensor(ids, dtype=torch.int64)].mean(0) if len(ids) else embeddings.mean(0)
              for ids in title_tokens]
@@ -49,7 +50,7 @@ class CodeTokens(nn.Module):
     def embedded(self, base: PreTrainedModel, input_ids: Tensor) -> Tensor:
         """[..., h] in the language model's dtype: of tokens from V on E_new, of the others its own embeddings."""
         is_code = input_ids >= self.first
-        own = base.get_input_embeddings()(input_ids.masked_fill(is_code, 0))
+        own: Tensor = cast(nn.Module, base.get_input_embeddings())(input_ids.masked_fill(is_code, 0))
         codes = functional.embedding((input_ids - self.first).clamp(min=0), self.rows).to(own)
         return torch.where(is_code[..., None], codes, own)
 
@@ -59,3 +60,8 @@ class CodeTokens(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             found = functional.linear(hidden.float(), rows.float())
         return found.masked_fill(~self.used[level], -torch.inf)
+
+
+def _table(base: PreTrainedModel) -> Tensor:
+    """[V, h], the language model's own embeddings."""
+    return cast(Tensor, cast(nn.Module, base.get_input_embeddings()).weight)

@@ -1,0 +1,102 @@
+"""What the runs of methods share that say which item comes next: sequences, codes, prompts, what is known of users."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from cora.codes import ItemCodes, Recipe
+from cora.codes.search import Ranked
+from cora.collaborative import CollaborativeEmbeddings, user_encoder
+from cora.data import load_interactions
+from cora.llm.loading import load_tokenizer
+from cora.runs.folder import RunFolder
+from cora.runs.index import index_items
+from cora.runs.prepare import PreparedData
+from cora.runs.settings import RunConfig
+from cora.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class NextItems(PreparedData):
+    """The data of a run as sequences, with the tokenizer of its language model and its method's configuration."""
+
+    tokenizer: PreTrainedTokenizerBase
+    method_config: Any
+    codes: ItemCodes
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        """Over the catalogue that has codes, in their order."""
+        return Sequences.of(self.splits, self.codes.item_ids)
+
+    @property
+    def item_titles(self) -> list[str]:
+        return [self.data.titles.get(item, "") for item in self.codes.item_ids]
+
+    def targets(self, part: str, rows: int) -> np.ndarray:
+        """int64 [n]: so many events of a part with one before them, drawn at random by the seed, 0 for all."""
+        events = self.sequences.targets(part)
+        if rows == 0 or rows >= len(events):
+            return events
+        return np.sort(np.random.default_rng(self.config.seed).choice(events, rows, replace=False))
+
+    def ranked(
+        self, model: Any, encoder: Any, events: np.ndarray, seen: bool, width: int, vectors: "PastVectors | None"
+    ) -> Ranked:
+        """What the model ranks first at each event, by what its user did before; seen: whether items that they have
+        had by then can be given again."""
+        newest, sequences = self.method_config.max_history, self.sequences
+        prompts = [encoder.sequence(sequences.history(event, newest).tolist()) for event in events]
+        out = None if seen else torch.from_numpy(sequences.seen(events))
+        of_users = None
+        if vectors is not None:
+            places = events - sequences.starts[sequences.user[events]]
+            befores = np.maximum(0, places - newest).tolist()
+            of_users = vectors.of(list(zip(sequences.user[events].tolist(), befores, strict=True)))
+        ranked: Ranked = model.rank(prompts, of_users, out, width)
+        return ranked
+
+
+class PastVectors:
+    """e_u of users as of so many events of theirs: what a user's LoRA is generated from.
+
+    Of the events before those that a prompt or a training sequence holds, and of no later one: no vector has seen a
+    target, and what it tells of is what the prompt leaves out. A user of no such event has the vector of an empty past.
+    """
+
+    def __init__(self, embeddings: CollaborativeEmbeddings, sequences: Sequences) -> None:
+        self._encoder = user_encoder(embeddings)
+        self._sequences = sequences
+
+    def of(self, pasts: Sequence[tuple[int | None, int]]) -> Tensor:
+        """[n, d] fp32, of (user, how many of their first events)."""
+        s, items, labels = self._sequences, [], []
+        for user, before in pasts:
+            start = 0 if user is None else int(s.starts[user])
+            past = slice(start, start + before)
+            items.append([s.item_ids[item] for item in s.item[past].tolist()])
+            labels.append(s.label[past].tolist())
+        return self._encoder.vectors(items, labels).float()
+
+
+def prepare_next_items(config: RunConfig, run: RunFolder) -> NextItems:
+    """Reads the data, the tokenizer and the codes of a run; makes the codes in its folder where its settings name none.
+
+    Raises what reading them raises, and ValueError for items of the data that have no code.
+    """
+    data = PreparedData(config, load_interactions(config.data, config.positive_rating))
+    settings, tokenizer = config.method_config(), load_tokenizer(config.model)
+    folder = run.path / "index"
+    named = getattr(settings, "index", None)
+    if named is None and not folder.exists():
+        index_items(data, "both", Recipe(), folder)
+    codes = ItemCodes.load(folder if named is None else named)
+    prepared = NextItems(config, data.data, tokenizer, settings, codes)
+    codes.rows(data.data.frame["item_id"].unique())
+    return prepared
