@@ -165,7 +165,8 @@ class FiniteTrainer(Trainer):
             state, best = self.state, "there is no checkpoint yet"
             if state.best_model_checkpoint:
                 measure = str(self.args.metric_for_best_model).upper()
-                best = f"the best checkpoint, of {measure} {state.best_metric:.4f}, is kept in {state.best_model_checkpoint}"
+                best = f"the best checkpoint, of {measure} {state.best_metric:.4f}, is kept in "
+                best += str(state.best_model_checkpoint)
             raise Diverged(
                 f"training diverged at step {state.global_step + 1}: {error} (learning_rate "
                 f"{self.args.learning_rate:g}); try a tenth of that learning rate, or more warmup_steps, in another "

@@ -47,19 +47,25 @@ class NextItems(PreparedData):
         return np.sort(np.random.default_rng(self.config.seed).choice(events, rows, replace=False))
 
     def ranked(
-        self, model: Any, encoder: Any, events: np.ndarray, seen: bool, width: int, vectors: "PastVectors | None"
-    ) -> Ranked:
-        """What the model ranks first at each event, by what its user did before; seen: whether items that they have
-        had by then can be given again."""
+        self,
+        model: Any,
+        encoder: Any,
+        events: np.ndarray,
+        width: int,
+        vectors: "PastVectors | None",
+        kept: Sequence[bool] = (False,),
+    ) -> list[Ranked]:
+        """What the model ranks first at each event, by what its user did before; kept: of each ranking that is made,
+        whether items that they have had by then can be given again."""
         newest, sequences = self.method_config.max_history, self.sequences
         prompts = [encoder.sequence(sequences.history(event, newest).tolist()) for event in events]
-        out = None if seen else torch.from_numpy(sequences.seen(events))
+        out = torch.from_numpy(sequences.seen(events))
         of_users = None
         if vectors is not None:
             places = events - sequences.starts[sequences.user[events]]
             befores = np.maximum(0, places - newest).tolist()
             of_users = vectors.of(list(zip(sequences.user[events].tolist(), befores, strict=True)))
-        ranked: Ranked = model.rank(prompts, of_users, out, width)
+        ranked: list[Ranked] = model.rank_all(prompts, of_users, [None if one else out for one in kept], width)
         return ranked
 
 

@@ -64,8 +64,8 @@ def _train(run: RunFolder, prepared: NextItems, arguments: TrainingArguments) ->
     vectors = None if embeddings is None else PastVectors(embeddings, sequences)
     width = max(prepared.method_config.beam, *CUTS)
     print(f"{len(events)} {part} rows ranked by {method.label}")
-    for kind, seen in _KINDS.items():
-        ranked = prepared.ranked(model, encoder, events, seen, width, vectors)
+    both = prepared.ranked(model, encoder, events, width, vectors, list(_KINDS.values()))
+    for kind, ranked in zip(_KINDS, both, strict=True):
         found[kind][method.label] = ranks_in_list(ranked.items.numpy(), ranked.scores.numpy(), sequences.item[events])
     return _written(run, prepared, part, events, found, history)
 
@@ -92,7 +92,7 @@ def _fit(
         return made
 
     def validate() -> dict[str, float]:
-        ranked = prepared.ranked(model, encoder, events, False, width, vectors)
+        (ranked,) = prepared.ranked(model, encoder, events, width, vectors)
         ranks = ranks_in_list(ranked.items.numpy(), ranked.scores.numpy(), sequences.item[events])
         ranking = Ranking(ranks, sequences.user[events])
         return {MEASURE: float(ranking.values("ndcg", 10).mean()), "hr@10": float(ranking.values("hr", 10).mean())}

@@ -201,6 +201,9 @@ def test_ranked_items_are_the_best_of_all_and_none_is_seen(build: Build) -> None
     for user in range(4):
         order = [item for item in scores[user].argsort(descending=True).tolist() if not seen[user, item]]
         assert ranked.items[user].tolist() == order + [-1] * (ITEMS - len(order))
+    both = model.rank_all(prompts, None, [None, seen, None], ITEMS)
+    assert torch.equal(both[1].items, ranked.items) and torch.equal(both[2].items, both[0].items)
+    assert torch.equal(both[0].items, model.rank(prompts, width=ITEMS).items)
     narrow = model.rank(prompts, seen=seen)
     assert narrow.items.shape == (4, 5) and not any(seen[u, i] for u in range(4) for i in narrow.items[u].tolist())
 

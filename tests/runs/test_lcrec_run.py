@@ -4,13 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from cora.cli import main
-from cora.codes import ItemCodes
 from cora.runs.next_items_train import as_text, train_next_items
 from cora.runs.settings import RunConfig
 

@@ -19,8 +19,9 @@ class TreeDecoder:
 
     The prompts of U users go through the model once, padded on the right. The nodes of a level are then one token each,
     W of them in the row of their user, behind one key-value cache: a node sees the prompt, the nodes it came from and
-    itself, by an attention mask [U, 1, W, cached + W]; so no cache is copied or reordered for a beam. Deltas are one a
-    user, as the rows of the batch are.
+    itself, by an attention mask [U, 1, W, cached + W]; so no cache is copied or reordered for a beam. Asked for the
+    first level again, it forgets the nodes and begins anew behind the same prompts. Deltas are one a user, as the rows
+    of the batch are.
     """
 
     def __init__(
@@ -34,15 +35,21 @@ class TreeDecoder:
             self.prompts[row, : len(one)] = torch.tensor(one, device=device)
         self.cache = DynamicCache()
         self.visible = torch.empty(0)
+        self._first: Tensor | None = None
 
     def __call__(self, step: Step) -> Tensor:
         model, users = self.model, len(self.prompts)
         model.patch.set_deltas(self.deltas)
         if step.level == 0:
-            hidden = self._run(self.prompts, None, None)
-            self.visible = (torch.arange(self.prompts.shape[1], device=hidden.device) < self.lengths[:, None])[:, None]
-            last = hidden[torch.arange(users, device=hidden.device), self.lengths - 1]
-            return model.tokens.logits(last[:, None], 0)
+            longest = self.prompts.shape[1]
+            if self._first is None:
+                hidden = self._run(self.prompts, None, None)
+                last = hidden[torch.arange(users, device=hidden.device), self.lengths - 1]
+                self._first = model.tokens.logits(last[:, None], 0)
+            if (nodes := self.cache.get_seq_length() - longest) > 0:
+                self.cache.crop(-nodes)
+            self.visible = (torch.arange(longest, device=self.lengths.device) < self.lengths[:, None])[:, None]
+            return self._first
         codes, parents = step.codes.to(self.visible.device), step.parents.to(self.visible.device)
         width = codes.shape[1]
         # What its parent saw, and of the nodes of this level itself.

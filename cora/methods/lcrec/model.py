@@ -147,7 +147,6 @@ class LCRecModel(AdaptedModel, SharedLoRA):
         hidden = self.hidden(input_ids, attention_mask, self.dropped(self.deltas(user_vectors)))[asked]
         return LCRecOutput(loss=self._loss(hidden, targets[asked]))
 
-    @torch.no_grad()
     def rank(
         self,
         prompts: Sequence[Sequence[int]],
@@ -158,23 +157,37 @@ class LCRecModel(AdaptedModel, SharedLoRA):
     ) -> Ranked:
         """The items that are most probable behind each prompt, by a beam over the items' codes; dropout is off.
 
-        prompts: token ids, which end where a code begins. seen: bool [N, items], those not to be given. width: of the
-        beam, None for the configuration's. Gives N rows, in the order of the prompts; see `beam_search`.
+        prompts: token ids, which end where a code begins. user_vectors [N, d] with a generator. seen: bool [N, items],
+        those not to be given. width: of the beam, None for the configuration's. Gives N rows, in the order of the
+        prompts; see `beam_search`.
         """
+        return self.rank_all(prompts, user_vectors, [seen], width, batch_size)[0]
+
+    @torch.no_grad()
+    def rank_all(
+        self,
+        prompts: Sequence[Sequence[int]],
+        user_vectors: Tensor | None,
+        seens: Sequence[Tensor | None],
+        width: int | None = None,
+        batch_size: int = 16,
+    ) -> list[Ranked]:
+        """What `rank` gives for each of several `seen`, every prompt computed once for all of them."""
         width = min(width or self.config.beam, self.codes.trie.items)
-        items = torch.full((len(prompts), width), -1)
-        scores = torch.full((len(prompts), width), -torch.inf)
+        shape = len(prompts), width
+        found = [Ranked(torch.full(shape, -1), torch.full(shape, -torch.inf)) for _ in seens]
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         with self._eval_mode.of(self), tqdm(total=len(prompts), desc="ranked", delay=2, leave=False) as bar:
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 deltas = self.deltas(None if user_vectors is None else user_vectors[rows])
                 decoder = TreeDecoder(self, [prompts[row] for row in rows], deltas)
-                out = None if seen is None else seen[rows]
-                found = beam_search(self.codes.trie, decoder, len(rows), width, self.config.normalise, out)
-                items[rows], scores[rows] = found
+                for seen, into in zip(seens, found, strict=True):
+                    out = None if seen is None else seen[rows]
+                    ranked = beam_search(self.codes.trie, decoder, len(rows), width, self.config.normalise, out)
+                    into.items[rows], into.scores[rows] = ranked
                 bar.update(len(rows))
-        return Ranked(items, scores)
+        return found
 
     def _run(self, embedded: Tensor, **arguments: Any) -> Tensor:
         found: Tensor = self.base.base_model(inputs_embeds=embedded, use_cache=False, **arguments).last_hidden_state
