@@ -119,10 +119,11 @@ def _score(options: argparse.Namespace) -> None:
     found = recommend(options.run, options.user, options.top, options.candidates)
     history = ", ".join(map(one_line, found.history[-3:]))
     print(f"user {options.user} liked {history or 'nothing so far'}" + (" most recently" if history else ""))
+    ranks = found.table.get("collaborative_rank", pd.Series(0, index=found.table.index))
     for place, (title, probability, rank) in enumerate(
-        zip(found.table["title"], found.table["probability"], found.table["collaborative_rank"], strict=True), 1
+        zip(found.table["title"], found.table["probability"], ranks, strict=True), 1
     ):
-        print(f"{place:>3}  {probability:.3f}  {one_line(title)}  (candidate {rank})")
+        print(f"{place:>3}  {probability:.3f}  {one_line(title)}" + (f"  (candidate {rank})" if rank else ""))
 
 
 def _recommend(options: argparse.Namespace) -> None:
@@ -151,7 +152,15 @@ def _info(options: argparse.Namespace) -> None:
         runs = [RunFolder.existing(run) for run in options.run]
         for run in runs:
             print(run.settings.read_text(encoding="utf-8"))
-        print(as_table(summary(joined([pd.read_parquet(run.predictions) for run in runs]))))
+        tasks = {load_method(run.config().method).task for run in runs}
+        if tasks == {"rating"}:
+            print(as_table(summary(joined([pd.read_parquet(run.predictions) for run in runs]))))
+        elif tasks == {"next item"}:
+            from cora.runs.next_items_train import as_text
+
+            print("\n\n".join(as_text(json.loads(run.metrics.read_text(encoding="utf-8"))) for run in runs))
+        else:
+            raise ValueError("run: expected runs that all score users and items, or all say what comes next, got both")
         return
     from cora.llm.loading import NAMED_MODELS
     from cora_kernels.info import report
@@ -259,7 +268,8 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--top", type=int, default=10, metavar="N", help="items for each user (default: 10)")
         one.add_argument(
             "--candidates", type=int, default=100, metavar="N",
-            help="unseen items that the method ranks: the best by the collaborative vectors (default: 100)",
+            help="unseen items that the method ranks: the best by the collaborative vectors, or by lcrec's beam, which "
+            "is so wide (default: 100)",
         )  # fmt: skip
 
     explain = commands.add_parser("explain", help="what the delta of a user and an item changes, layer by layer")

@@ -22,9 +22,8 @@ class Trie:
     def __init__(self, codes: Tensor, size: int) -> None:
         items, levels = codes.shape
         if items == 0 or levels == 0 or int(codes.min()) < 0 or int(codes.max()) >= size:
-            raise ValueError(
-                f"codes: expected [items, levels] of numbers from 0 to {size - 1}, got {list(codes.shape)}"
-            )
+            got = f"{list(codes.shape)}" if 0 in codes.shape else f"{int(codes.min())} to {int(codes.max())}"
+            raise ValueError(f"codes: expected [items, levels] of numbers from 0 to {size - 1}, got {got}")
         if items * size > _LARGEST:
             raise ValueError(f"codes: {items} items and {size} codes a level make {items * size:,} places for children")
         self.levels, self.size, self.items = levels, size, items

@@ -19,7 +19,7 @@ from cora.methods import load_method
 from cora.methods.model import MethodModel
 from cora.methods.samples import Samples
 from cora.runs.folder import RunFolder
-from cora.runs.prepare import prepare
+from cora.runs.prepare import prepare, refuse_other_tasks
 from cora.runs.recommend import as_id
 from cora.runs.score import load_model
 
@@ -39,6 +39,7 @@ def export(run: str | Path, users: Sequence[str], items: Sequence[str], out: str
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: expected a folder, {out} is a file")
     config = folder.config()
+    refuse_other_tasks(config)
     if config.method_config().splits_prompts:
         raise ValueError("run: with shared_prefix a prompt has two adapters, which no one adapter can stand for")
     if load_method(config.method).Model.embedded is not MethodModel.embedded:

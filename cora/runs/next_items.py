@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,17 +93,19 @@ class PastVectors:
 
 
 def prepare_next_items(config: RunConfig, run: RunFolder) -> NextItems:
-    """Reads the data, the tokenizer and the codes of a run; makes the codes in its folder where its settings name none.
+    """Reads the data, the tokenizer and the codes of a run. A trained model has these beside it; where there is none
+    yet and the settings name no folder of codes, they are made in the folder of the run.
 
     Raises what reading them raises, and ValueError for items of the data that have no code.
     """
     data = PreparedData(config, load_interactions(config.data, config.positive_rating))
     settings, tokenizer = config.method_config(), load_tokenizer(config.model)
-    folder = run.path / "index"
-    named = getattr(settings, "index", None)
-    if named is None and not folder.exists():
+    folder = Path(getattr(settings, "index", None) or run.path / "index")
+    if (run.model / ItemCodes.FILES[0]).is_file():
+        folder = run.model
+    elif folder.parent == run.path and not folder.exists():
         index_items(data, "both", Recipe(), folder)
-    codes = ItemCodes.load(folder if named is None else named)
+    codes = ItemCodes.load(folder)
     prepared = NextItems(config, data.data, tokenizer, settings, codes)
     codes.rows(data.data.frame["item_id"].unique())
     return prepared

@@ -151,17 +151,22 @@ def prepare_on(config: RunConfig, source: str) -> Prepared:
     return replace(own, config=config, data=data)
 
 
+def refuse_other_tasks(config: RunConfig) -> None:
+    """Raises ValueError for a method that does not score users and items."""
+    if (task := load_method(config.method).task) != "rating":
+        raise ValueError(
+            f"method: expected one that scores users and items, got {config.method}, whose task is the {task}: it has "
+            "train, recommend, score and info"
+        )
+
+
 def prepare(config: RunConfig) -> Prepared:
     """Reads the data and the tokenizer of a run.
 
     Raises what reading them raises, and ValueError for answers that are no token and a prompt that cannot be short
     enough: all that the settings and the data cannot do together is refused before anything is trained.
     """
-    if (task := load_method(config.method).task) != "rating":
-        raise ValueError(
-            f"method: expected one that scores users and items, got {config.method}, whose task is the {task}: it has "
-            "train, recommend, score and info"
-        )
+    refuse_other_tasks(config)
     data = load_interactions(config.data, config.positive_rating)
     tokenizer = load_tokenizer(config.model)
     settings = cast(MethodConfig, config.method_config()).with_answer_ids(tokenizer)
