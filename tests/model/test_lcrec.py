@@ -274,3 +274,39 @@ def test_errors_name_the_argument(build: Build, make_base: Any, codes: ItemCodes
 def test_configuration_errors_name_the_field(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LCRecConfig(**change)
+
+
+@torch.no_grad()
+def test_the_beam_is_that_of_transformers_over_a_resized_vocabulary(build: Build) -> None:
+    """An oracle that shares no code: merged weights, new rows in embedding and head, generate() held to the items."""
+    model = build()
+    prompt = [5, 6, 7, VOCABULARY + 1, VOCABULARY + 6, VOCABULARY + 9]
+    ours = model.rank([prompt])
+    rows, tokens = model.tokens.rows.detach().clone(), model.tokens.item_tokens.tolist()
+    changes = {name: one.scaling * (one.lora_a @ one.lora_b) for name, one in model.deltas(None).items()}
+    base: Any = model.unpatch()
+    for name, change in changes.items():
+        base.get_submodule(name).weight += change.t()
+    base.resize_token_embeddings(VOCABULARY + len(rows))
+    base.get_input_embeddings().weight[VOCABULARY:] = rows
+    base.get_output_embeddings().weight[VOCABULARY:] = rows
+
+    def following(_: int, sequence: Tensor) -> list[int]:
+        so_far = sequence[len(prompt) :].tolist()
+        return sorted({one[len(so_far)] for one in tokens if one[: len(so_far)] == so_far})
+
+    found = base.generate(
+        input_ids=torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt)),
+        num_beams=5,
+        num_return_sequences=5,
+        max_new_tokens=LEVELS,
+        prefix_allowed_tokens_fn=following,
+        renormalize_logits=True,
+        length_penalty=0.0,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    assert [tokens.index(one) for one in found.sequences[:, len(prompt) :].tolist()] == ours.items[0].tolist()
+    torch.testing.assert_close(found.sequences_scores, ours.scores[0], atol=1e-4, rtol=1e-4)

@@ -167,9 +167,7 @@ def test_codes_of_other_items_are_refused(lcrec: dict[str, Any], tmp_path: Path)
 def test_index_from_the_command_line(
     ratings: Path, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = [
-        one for name, value in (("codes", 6), ("levels", 2), ("steps", 3)) for one in ("--recipe", f"{name}={value}")
-    ]
+    recipe = ["--recipe", "codes=6", "--recipe", "levels=2", "--recipe", "steps=3"]
     command = ["index", "--data", str(ratings), "--dtype", "float32", *recipe]
     made = {}
     for kind in ("text", "collaborative", "both", "random"):
