@@ -22,6 +22,8 @@ from cora.runs.prepare import PreparedData
 from cora.runs.settings import RunConfig
 from cora.sequences import Sequences
 
+_TOGETHER = 1024
+
 
 @dataclass(frozen=True)
 class NextItems(PreparedData):
@@ -58,6 +60,18 @@ class NextItems(PreparedData):
     ) -> list[Ranked]:
         """What the model ranks first at each event, by what its user did before; kept: of each ranking that is made,
         whether items that they have had by then can be given again."""
+        found = [self._ranked(model, encoder, part, width, vectors, kept) for part in in_parts(events)]
+        return [Ranked(*map(torch.cat, zip(*one, strict=True))) for one in zip(*found, strict=True)]
+
+    def _ranked(
+        self,
+        model: Any,
+        encoder: Any,
+        events: np.ndarray,
+        width: int,
+        vectors: "PastVectors | None",
+        kept: Sequence[bool],
+    ) -> list[Ranked]:
         newest, sequences = self.method_config.max_history, self.sequences
         prompts = [encoder.sequence(sequences.history(event, newest).tolist()) for event in events]
         out = torch.from_numpy(sequences.seen(events))
@@ -68,6 +82,11 @@ class NextItems(PreparedData):
             of_users = vectors.of(list(zip(sequences.user[events].tolist(), befores, strict=True)))
         ranked: list[Ranked] = model.rank_all(prompts, of_users, [None if one else out for one in kept], width)
         return ranked
+
+
+def in_parts(events: np.ndarray) -> list[np.ndarray]:
+    """The events, some at a time: what is as wide as the catalogue for each of them is made for so many at once."""
+    return np.array_split(events, max(1, -(-len(events) // _TOGETHER)))
 
 
 class PastVectors:

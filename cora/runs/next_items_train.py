@@ -14,7 +14,7 @@ from cora.collaborative import CollaborativeEmbeddings
 from cora.llm.loading import chosen_dtype, load_base
 from cora.methods import load_method
 from cora.runs.folder import RunFolder
-from cora.runs.next_items import NextItems, PastVectors, prepare_next_items
+from cora.runs.next_items import NextItems, PastVectors, in_parts, prepare_next_items
 from cora.runs.next_items_fit import MEASURE, fit_next_items, next_item_arguments
 from cora.runs.pictures import ranking_picture
 from cora.runs.settings import RunConfig
@@ -22,6 +22,7 @@ from cora.runs.train import collaborative
 from cora.sequences import BASELINES, Ranking, as_table
 from cora.sequences.ranking import CUTS, ranks_by_score, ranks_in_list
 
+_LARGEST = 10_000  # items of which a matrix of each pair is made
 _KINDS = {"removed": False, "kept": True}  # what becomes of items that a user has had: whether they can be given again
 
 
@@ -59,6 +60,7 @@ def _train(run: RunFolder, prepared: NextItems, arguments: TrainingArguments) ->
     model = method.Model(base, prepared.method_config, prepared.codes, embeddings).to(arguments.device)
     print(model.patch)
     encoder = method.tasks.TaskEncoder(prepared.tokenizer, model.tokens.item_tokens, prepared.item_titles)
+    _check_length(prepared, base, encoder)
     model.tokens.start(base, encoder.titles)
     history = _fit(run, prepared, arguments, model, encoder, method.tasks, embeddings)
     vectors = None if embeddings is None else PastVectors(embeddings, sequences)
@@ -68,6 +70,17 @@ def _train(run: RunFolder, prepared: NextItems, arguments: TrainingArguments) ->
     for kind, ranked in zip(_KINDS, both, strict=True):
         found[kind][method.label] = ranks_in_list(ranked.items.numpy(), ranked.scores.numpy(), sequences.item[events])
     return _written(run, prepared, part, events, found, history)
+
+
+def _check_length(prepared: NextItems, base: Any, encoder: Any) -> None:
+    """Raises ValueError for histories that the language model has no positions for."""
+    longest = len(encoder.sequence([])) + prepared.codes.levels * (prepared.method_config.max_history + 1)
+    most = getattr(base.config, "max_position_embeddings", None)
+    if most is not None and longest > most:
+        raise ValueError(
+            f"max_history: {prepared.method_config.max_history} items are up to {longest} tokens, the language model "
+            f"has {most} positions"
+        )
 
 
 def _fit(
@@ -104,14 +117,21 @@ def _fit(
 
 def _baseline_ranks(prepared: NextItems, events: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
     """{"removed" or "kept": {name: ranks int64 [n]}} of what needs no language model."""
-    sequences = prepared.sequences
-    histories = [sequences.history(event) for event in events]
-    targets, seen = sequences.item[events], sequences.seen(events)
+    sequences, items = prepared.sequences, len(prepared.sequences.item_ids)
+    training = sequences.training()
     found: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in _KINDS}
     for name, make in BASELINES.items():
-        scores = make(sequences.training(), len(sequences.item_ids))(histories)
-        for kind, kept in _KINDS.items():
-            found[kind][name] = ranks_by_score(scores, targets, None if kept else seen)
+        if items > _LARGEST and name != "popularity":
+            print(f"{name} is left out: its matrix of {items:,} items by as many is too large (from {_LARGEST + 1:,})")
+            continue
+        scores = make(training, items)
+        ranks: dict[str, list[np.ndarray]] = {kind: [] for kind in _KINDS}
+        for part in in_parts(events):
+            of_part, seen = scores([sequences.history(event) for event in part]), sequences.seen(part)
+            for kind, kept in _KINDS.items():
+                ranks[kind].append(ranks_by_score(of_part, sequences.item[part], None if kept else seen))
+        for kind, parts in ranks.items():
+            found[kind][name] = np.concatenate(parts)
     return found
 
 

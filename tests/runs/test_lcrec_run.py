@@ -148,6 +148,7 @@ def test_time_splits_are_ranked_too(lcrec: dict[str, Any], tmp_path: Path) -> No
         (dict(index="nowhere"), "nowhere/index.json: there is no such file"),
         (dict(answer=[" Yes", " No"]), "unknown configuration fields: answer"),
         (dict(tasks=["chat"]), "tasks: expected one of seqrec"),
+        (dict(max_history=60), "max_history: 60 items are up to .* tokens, the language model has 128 positions"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(
@@ -204,3 +205,20 @@ def test_codes_see_training_rows_alone(ratings: Path, tmp_path: Path) -> None:
         settings = {"data": str(tmp_path / f"{name}.csv"), "split": "leave-last"}
         made.append(make(settings, "collaborative", RECIPE, tmp_path / name).codes)
     assert torch.equal(*made)
+
+
+def test_rows_are_ranked_in_parts_and_large_matrices_left_out(
+    run: Path, lcrec: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cora.runs import next_items, next_items_train
+    from cora.runs.folder import RunFolder
+
+    prepared = next_items.prepare_next_items(RunConfig(**lcrec), RunFolder(run))
+    events = prepared.targets("test", 0)
+    whole = next_items_train._baseline_ranks(prepared, events)
+    monkeypatch.setattr(next_items, "_TOGETHER", 7)
+    parts = next_items_train._baseline_ranks(prepared, events)
+    assert all((whole[kind][name] == parts[kind][name]).all() for kind in whole for name in whole[kind])
+    monkeypatch.setattr(next_items_train, "_LARGEST", 29)
+    assert set(next_items_train._baseline_ranks(prepared, events)["kept"]) == {"popularity"}
+    assert "EASE is left out: its matrix of 30 items by as many is too large (from 30)" in capsys.readouterr().out
