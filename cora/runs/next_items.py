@@ -1,7 +1,7 @@
 """What the runs of methods share that say which item comes next: sequences, codes, prompts, what is known of users."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from cora.codes import ItemCodes, Recipe
 from cora.codes.search import Ranked
 from cora.collaborative import CollaborativeEmbeddings, user_encoder
 from cora.data import load_interactions
-from cora.llm.loading import load_tokenizer
+from cora.llm.loading import load_tokenizer, positions
+from cora.methods import load_method
 from cora.runs.folder import RunFolder
 from cora.runs.index import index_items
 from cora.runs.prepare import PreparedData
@@ -23,6 +24,7 @@ from cora.runs.settings import RunConfig
 from cora.sequences import Sequences
 
 _TOGETHER = 1024
+_INDEX = "index"  # of the codes that a run makes for itself, in its folder
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,19 @@ class NextItems(PreparedData):
 
     tokenizer: PreTrainedTokenizerBase
     method_config: Any
-    codes: ItemCodes
+    known_codes: ItemCodes | None  # None: the run has to make them first
+
+    @property
+    def codes(self) -> ItemCodes:
+        assert self.known_codes is not None
+        return self.known_codes
+
+    def with_codes(self, run: RunFolder) -> "NextItems":
+        """The same with codes: those there are, or made now, in the folder of the run."""
+        if self.known_codes is not None:
+            return self
+        made = index_items(PreparedData(self.config, self.data), "both", Recipe(), run.path / _INDEX)
+        return replace(self, known_codes=made)
 
     @cached_property
     def sequences(self) -> Sequences:
@@ -112,19 +126,29 @@ class PastVectors:
 
 
 def prepare_next_items(config: RunConfig, run: RunFolder) -> NextItems:
-    """Reads the data, the tokenizer and the codes of a run. A trained model has these beside it; where there is none
-    yet and the settings name no folder of codes, they are made in the folder of the run.
+    """Reads the data, the tokenizer and the codes of a run: those beside its trained model, those that its settings
+    name, or those that it made, the first that there are.
 
-    Raises what reading them raises, and ValueError for items of the data that have no code.
+    Raises what reading them raises, and ValueError for items of the data that have no code and for histories that the
+    language model has no positions for: all that cannot be is refused before anything is made.
     """
-    data = PreparedData(config, load_interactions(config.data, config.positive_rating))
-    settings, tokenizer = config.method_config(), load_tokenizer(config.model)
-    folder = Path(getattr(settings, "index", None) or run.path / "index")
-    if (run.model / ItemCodes.FILES[0]).is_file():
-        folder = run.model
-    elif folder.parent == run.path and not folder.exists():
-        index_items(data, "both", Recipe(), folder)
-    codes = ItemCodes.load(folder)
-    prepared = NextItems(config, data.data, tokenizer, settings, codes)
-    codes.rows(data.data.frame["item_id"].unique())
-    return prepared
+    data = load_interactions(config.data, config.positive_rating)
+    settings: Any = config.method_config()
+    tokenizer = load_tokenizer(config.model)
+    folders = [run.model] if (run.model / ItemCodes.FILES[0]).is_file() else []
+    folders += [Path(settings.index)] if settings.index else []
+    folders += [run.path / _INDEX] if (run.path / _INDEX).is_dir() else []
+    codes = ItemCodes.load(folders[0]) if folders else None
+    if codes is not None:
+        codes.rows(data.frame["item_id"].unique())
+    _check_length(config, settings.max_history, tokenizer, Recipe().levels if codes is None else codes.levels)
+    return NextItems(config, data, tokenizer, settings, codes)
+
+
+def _check_length(config: RunConfig, history: int, tokenizer: PreTrainedTokenizerBase, levels: int) -> None:
+    bare = load_method(config.method).tasks.TaskEncoder(tokenizer, torch.zeros(1, levels), ["any"]).sequence([])
+    longest, most = len(bare) + levels * (history + 1), positions(config.model)
+    if most is not None and longest > most:
+        raise ValueError(
+            f"max_history: {history} items are up to {longest} tokens, the language model has {most} positions"
+        )

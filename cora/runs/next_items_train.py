@@ -37,12 +37,13 @@ def train_next_items(config: RunConfig, out: str | Path) -> dict[str, Any]:
     or that another process trains in; ValueError for a training that diverges.
     """
     run = RunFolder(out)
+    prepared = prepare_next_items(config, run)
     arguments = next_item_arguments(config, run)
     with run.opened(config) if arguments.process_index == 0 else nullcontext():
         if run.metrics.is_file():
             print(f"{run.path} holds this run, finished")
             return dict(json.loads(run.metrics.read_text(encoding="utf-8")))
-        return _train(run, prepare_next_items(config, run), arguments)
+        return _train(run, prepared.with_codes(run), arguments)
 
 
 def _train(run: RunFolder, prepared: NextItems, arguments: TrainingArguments) -> dict[str, Any]:
@@ -60,7 +61,6 @@ def _train(run: RunFolder, prepared: NextItems, arguments: TrainingArguments) ->
     model = method.Model(base, prepared.method_config, prepared.codes, embeddings).to(arguments.device)
     print(model.patch)
     encoder = method.tasks.TaskEncoder(prepared.tokenizer, model.tokens.item_tokens, prepared.item_titles)
-    _check_length(prepared, base, encoder)
     model.tokens.start(base, encoder.titles)
     history = _fit(run, prepared, arguments, model, encoder, method.tasks, embeddings)
     vectors = None if embeddings is None else PastVectors(embeddings, sequences)
@@ -70,17 +70,6 @@ def _train(run: RunFolder, prepared: NextItems, arguments: TrainingArguments) ->
     for kind, ranked in zip(_KINDS, both, strict=True):
         found[kind][method.label] = ranks_in_list(ranked.items.numpy(), ranked.scores.numpy(), sequences.item[events])
     return _written(run, prepared, part, events, found, history)
-
-
-def _check_length(prepared: NextItems, base: Any, encoder: Any) -> None:
-    """Raises ValueError for histories that the language model has no positions for."""
-    longest = len(encoder.sequence([])) + prepared.codes.levels * (prepared.method_config.max_history + 1)
-    most = getattr(base.config, "max_position_embeddings", None)
-    if most is not None and longest > most:
-        raise ValueError(
-            f"max_history: {prepared.method_config.max_history} items are up to {longest} tokens, the language model "
-            f"has {most} positions"
-        )
 
 
 def _fit(

@@ -156,6 +156,7 @@ def test_settings_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train_next_items(RunConfig(**lcrec | dict(cora=lcrec["cora"] | change)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_codes_of_other_items_are_refused(lcrec: dict[str, Any], tmp_path: Path) -> None:
