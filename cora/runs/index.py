@@ -63,6 +63,7 @@ def index_items(data: PreparedData, vectors: str, recipe: Recipe, out: str | Pat
             codes = unique_codes(z, model.quantiser.codebooks)
         about |= {"steps": recipe.steps, "loss": losses[-1] if losses else None}
         about |= {"model": data.config.model} if vectors in ("text", "both") else {}
+        about |= {"split": split_of(data.config)} if vectors in ("collaborative", "both") else {}
     found = ItemCodes(items, codes, size, about)
     told = report(nearest, found)
     found.about["report"] = told
@@ -71,6 +72,13 @@ def index_items(data: PreparedData, vectors: str, recipe: Recipe, out: str | Pat
     picture(found, out / "codes.png")
     found.save(out)
     return found
+
+
+def split_of(config: RunConfig) -> str:
+    """In words, by which split codes have seen training rows alone."""
+    told = {"leave-last": str(config.leave_last), "dates": f"{config.valid_from} {config.test_from}"}
+    cold = f", cold share {config.share_of_cold_items} of seed {config.seed}" if config.share_of_cold_items else ""
+    return f"{config.split} {told.get(config.split, '')}".strip() + cold
 
 
 def _vectors(data: PreparedData, kind: str, items: list[Any], titles: list[str]) -> Tensor:

@@ -18,7 +18,7 @@ from cora.data import load_interactions
 from cora.llm.loading import load_tokenizer, positions
 from cora.methods import load_method
 from cora.runs.folder import RunFolder
-from cora.runs.index import index_items
+from cora.runs.index import index_items, split_of
 from cora.runs.prepare import PreparedData
 from cora.runs.settings import RunConfig
 from cora.sequences import Sequences
@@ -129,8 +129,9 @@ def prepare_next_items(config: RunConfig, run: RunFolder) -> NextItems:
     """Reads the data, the tokenizer and the codes of a run: those beside its trained model, those that its settings
     name, or those that it made, the first that there are.
 
-    Raises what reading them raises, and ValueError for items of the data that have no code and for histories that the
-    language model has no positions for: all that cannot be is refused before anything is made.
+    Raises what reading them raises, and ValueError for items of the data that have no code, for codes that have seen
+    more than the run's training rows and for histories that the language model has no positions for: all that cannot be
+    is refused before anything is made.
     """
     data = load_interactions(config.data, config.positive_rating)
     settings: Any = config.method_config()
@@ -141,6 +142,11 @@ def prepare_next_items(config: RunConfig, run: RunFolder) -> NextItems:
     codes = ItemCodes.load(folders[0]) if folders else None
     if codes is not None:
         codes.rows(data.frame["item_id"].unique())
+        if codes.about.get("split", now := split_of(config)) != now:
+            raise ValueError(
+                f"index: the codes are made of the training rows of the split {codes.about['split']!r:.60}, the run's "
+                f"is {now!r}: they may have seen rows that it asks about; make them with the same split"
+            )
     _check_length(config, settings.max_history, tokenizer, Recipe().levels if codes is None else codes.levels)
     return NextItems(config, data, tokenizer, settings, codes)
 

@@ -11,6 +11,7 @@ import torch
 
 from cora.cli import main
 from cora.codes import ItemCodes
+from cora.codes.assign import random_codes
 from cora.runs.next_items_train import as_text, train_next_items
 from cora.runs.settings import RunConfig
 
@@ -129,7 +130,13 @@ def test_info_prints_the_tables(run: Path, finished: Path, capsys: pytest.Captur
     assert "run: expected runs that all score users and items" in capsys.readouterr().err
 
 
-def test_with_a_generator_for_each_user_and_codes_made_by_the_run(lcrec: dict[str, Any], tmp_path: Path) -> None:
+def test_with_a_generator_for_each_user_and_codes_made_by_the_run(
+    lcrec: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cora.runs import next_items
+
+    short = next_items.Recipe(**RECIPE)  # type: ignore[arg-type]
+    monkeypatch.setattr(next_items, "Recipe", lambda: short)
     cora = dict(r=2, max_history=3, beam=5, generator="mlp", user_rank=2, tasks=["seqrec"], targets="response")
     result = train_next_items(RunConfig(**lcrec | dict(cora=cora, steps=2, eval_every=1)), tmp_path / "run")
     assert result["steps"] == 2 and "LC-Rec" in result["seen kept"]
@@ -138,7 +145,12 @@ def test_with_a_generator_for_each_user_and_codes_made_by_the_run(lcrec: dict[st
 
 
 def test_time_splits_are_ranked_too(lcrec: dict[str, Any], tmp_path: Path) -> None:
-    result = train_next_items(RunConfig(**lcrec | dict(split="ratio", steps=1, eval_every=1)), tmp_path / "run")
+    by_time = lcrec | dict(split="ratio", steps=1, eval_every=1)
+    with pytest.raises(ValueError, match="index: the codes are made of .* split 'leave-last 1', the run's is 'ratio'"):
+        train_next_items(RunConfig(**by_time), tmp_path / "run")
+    ItemCodes(list(range(30)), random_codes(30, 2, 8, seed=0), 8).save(tmp_path / "random")
+    cora = lcrec["cora"] | dict(index=str(tmp_path / "random"))
+    result = train_next_items(RunConfig(**by_time | dict(cora=cora)), tmp_path / "run")
     assert result["rows"] == 40 and result["users"] < 40
 
 
