@@ -257,6 +257,8 @@ def test_errors_name_the_argument(build: Build, make_base: Any, codes: ItemCodes
     objects = dict(base.named_modules())
     with pytest.raises(ValueError, match="embeddings: needed with a generator and with none else"):
         LCRecModel(base, LCRecConfig(generator="mlp"), codes)
+    with pytest.raises(ValueError, match="target_modules: among them is the output layer"):
+        LCRecModel(base, LCRecConfig(target_modules=("q_proj", "lm_head")), codes)
     assert dict(base.named_modules()) == objects
 
 

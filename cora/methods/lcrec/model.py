@@ -20,6 +20,7 @@ from cora.llm.batches import Prompts, check_prompts
 from cora.llm.deltas import Delta
 from cora.llm.packing import Packing, packed_arguments
 from cora.llm.patch import Patch, patch
+from cora.llm.patched_linear import LoRALinear
 from cora.methods.adapted_model import AdaptedModel
 from cora.methods.lcrec.config import LCRecConfig
 from cora.methods.lcrec.decoding import TreeDecoder
@@ -68,6 +69,9 @@ class LCRecModel(AdaptedModel, SharedLoRA):
                 f"embeddings: needed with a generator and with none else, got generator {config.generator}"
             )
         handle = patch(base_model, config.target_modules, config.layers)
+        if isinstance(base_model.get_output_embeddings(), LoRALinear):
+            handle.remove()
+            raise ValueError("target_modules: among them is the output layer, which LC-Rec cannot adapt")
         super().__init__(base_model, config)
         self._patch = handle
         self._trainable = [one for one in base_model.parameters() if one.requires_grad]
