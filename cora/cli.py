@@ -1,4 +1,4 @@
-"""The command `cora`: fit, thoughts, train, compare, evaluate, score, recommend, explain, export, serve, info."""
+"""The command `cora`: one function a command."""
 
 import argparse
 import inspect
@@ -14,12 +14,14 @@ from typing import Any, get_type_hints
 
 import pandas as pd
 
+from cora.codes import Recipe
+from cora.codes.vectors import VECTORS
 from cora.data import NAMED_DATA
 from cora.data.problems import clipped
 from cora.fetching import cache_folder
 from cora.generators import GENERATORS, generator_class
-from cora.methods import METHODS
-from cora.methods.config import MethodConfig
+from cora.methods import METHODS, load_method
+from cora.methods.config import AdapterConfig, MethodConfig
 from cora.prompts.template import one_line
 from cora.runs.distributed import is_main, one_speaks, process_index
 from cora.runs.folder import RunFolder
@@ -35,6 +37,11 @@ _OF_VECTORS = (
 # Those that decide what `cora thoughts` writes.
 _OF_THOUGHTS = (
     "data", "model", "positive_rating", "split", "valid_from", "test_from", "leave_last", "cold_share", "dtype", "seed",
+)  # fmt: skip
+
+# The settings that decide what `cora index` makes.
+_OF_CODES = (
+    "data", "model", "split", "valid_from", "test_from", "leave_last", "cold_share", "dtype", "seed",
 )  # fmt: skip
 
 _LONGEST_ERROR = 300  # characters
@@ -60,10 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from cora.runs.train import train
+    config = RunConfig.from_dict(_given(options))
+    if load_method(config.method).task == "next item":
+        from cora.runs.next_items_train import as_text, train_next_items
 
-    result = train(RunConfig.from_dict(_given(options)), options.out)
-    print(f"\n{as_table(result)}\n\npicture  {RunFolder(options.out).picture}\nmodel    {RunFolder(options.out).model}")
+        text = as_text(train_next_items(config, options.out))
+    else:
+        from cora.runs.train import train
+
+        text = as_table(train(config, options.out))
+    print(f"\n{text}\n\npicture  {RunFolder(options.out).picture}\nmodel    {RunFolder(options.out).model}")
 
 
 def _fit(options: argparse.Namespace) -> None:
@@ -86,6 +99,14 @@ def _thoughts(options: argparse.Namespace) -> None:
     row = thoughts.rows.iloc[len(thoughts.rows) // 2]
     print(f"\n{len(thoughts.rows)} rows, {len(thoughts.item_ids)} items; for example\n  {one_line(row[options.cot])}")
     print(f"thoughts  {options.out}")
+
+
+def _index(options: argparse.Namespace) -> None:
+    from cora.runs.index import index
+
+    given = {name: getattr(options, name) for name in _OF_CODES if getattr(options, name) is not None}
+    index({"model": "", **given}, options.vectors, dict(options.recipe), options.out)
+    print(f"\ncodes  {options.out}")
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -121,10 +142,11 @@ def _score(options: argparse.Namespace) -> None:
     found = recommend(options.run, options.user, options.top, options.candidates)
     history = ", ".join(map(one_line, found.history[-3:]))
     print(f"user {options.user} liked {history or 'nothing so far'}" + (" most recently" if history else ""))
+    ranks = found.table.get("collaborative_rank", pd.Series(0, index=found.table.index))
     for place, (title, probability, rank) in enumerate(
-        zip(found.table["title"], found.table["probability"], found.table["collaborative_rank"], strict=True), 1
+        zip(found.table["title"], found.table["probability"], ranks, strict=True), 1
     ):
-        print(f"{place:>3}  {probability:.3f}  {one_line(title)}  (candidate {rank})")
+        print(f"{place:>3}  {probability:.3f}  {one_line(title)}" + (f"  (candidate {rank})" if rank else ""))
 
 
 def _recommend(options: argparse.Namespace) -> None:
@@ -166,7 +188,15 @@ def _info(options: argparse.Namespace) -> None:
         runs = [RunFolder.existing(run) for run in options.run]
         for run in runs:
             print(run.settings.read_text(encoding="utf-8"))
-        print(as_table(summary(joined([pd.read_parquet(run.predictions) for run in runs]))))
+        tasks = {load_method(run.config().method).task for run in runs}
+        if tasks == {"rating"}:
+            print(as_table(summary(joined([pd.read_parquet(run.predictions) for run in runs]))))
+        elif tasks == {"next item"}:
+            from cora.runs.next_items_train import as_text
+
+            print("\n\n".join(as_text(json.loads(run.metrics.read_text(encoding="utf-8"))) for run in runs))
+        else:
+            raise ValueError("run: expected runs that all score users and items, or all say what comes next, got both")
         return
     from cora.llm.loading import NAMED_MODELS
     from cora_kernels.info import report
@@ -236,6 +266,24 @@ def _parser() -> argparse.ArgumentParser:
     _add_fields(thoughts, _OF_THOUGHTS)
     thoughts.set_defaults(command=_thoughts)
 
+    index = commands.add_parser(
+        "index",
+        help="make codes of the items, for train --method lcrec",
+        description="Gives every item of the data a short code that no other has, of its title, of who did something "
+        "with it in the training rows, or of both; prints how good the codes are, and writes them to a folder that "
+        "`cora train --method lcrec --cora index=FOLDER` takes.",
+        epilog=f"Recipe, for --recipe:\n{inspect.getdoc(Recipe)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    index.add_argument("--out", required=True, metavar="FOLDER", help="folder that is written")
+    index.add_argument(
+        "--vectors", default="both", choices=VECTORS,
+        help="what the codes are made of; random for codes that tell nothing, to compare with (default: both)",
+    )  # fmt: skip
+    _add_pairs(index, "recipe", "how the codes are made (below)")
+    _add_fields(index, _OF_CODES)
+    index.set_defaults(command=_index)
+
     compare = commands.add_parser(
         "compare",
         help="train several methods for several seeds, one table of all",
@@ -283,7 +331,8 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--top", type=int, default=10, metavar="N", help="items for each user (default: 10)")
         one.add_argument(
             "--candidates", type=int, default=100, metavar="N",
-            help="unseen items that the method ranks: the best by the collaborative vectors (default: 100)",
+            help="unseen items that the method ranks: the best by the collaborative vectors, or by lcrec's beam, which "
+            "is so wide (default: 100)",
         )  # fmt: skip
 
     explain = commands.add_parser("explain", help="what the delta of a user and an item changes, layer by layer")
@@ -358,14 +407,18 @@ def _add_settings(parser: argparse.ArgumentParser, out: str) -> None:
             help=f"of llmcf: {what}; the same as --cora {name}=",
         )  # fmt: skip
     for name, what in (("cora", "the method's configuration (below)"), ("trainer", "transformers' TrainingArguments")):
-        parser.add_argument(
-            f"--{name}",
-            type=_pair,
-            action="append",
-            default=[],
-            metavar="NAME=VALUE",
-            help=f"a field of {what}; repeatable",
-        )
+        _add_pairs(parser, name, what)
+
+
+def _add_pairs(parser: argparse.ArgumentParser, name: str, what: str) -> None:
+    parser.add_argument(
+        f"--{name}",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"a field of {what}; repeatable",
+    )
 
 
 def _add_fields(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
@@ -385,7 +438,7 @@ def _add_fields(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
 
 def _fields_of_methods() -> str:
     """What --cora takes: the fields of every method's configuration, and the options of the generators."""
-    documented = [MethodConfig, *(method.Config for method in METHODS.values())]
+    documented = [AdapterConfig, MethodConfig, *(method.Config for method in METHODS.values())]
     documented += [generator_class(name).Options for name in GENERATORS]
     return "\n\n".join(f"{one.__name__}, for --cora:\n{inspect.getdoc(one)}" for one in documented)
 

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -120,6 +121,34 @@ def misfit(saved: Mapping[str, Described], expected: Mapping[str, Tensor]) -> st
         return f"{len(wrong)} tensors of other shapes: {name} is {shapes[0]}, needed {shapes[1]}"
     whole = sorted(name for name in expected if expected[name].is_floating_point() and saved[name].dtype not in FLOATS)
     return f"{len(whole)} tensors that are not float: {whole[0]} is {saved[whole[0]].dtype}" if whole else None
+
+
+def packed_ids(ids: list[Any]) -> Tensor:
+    """Ids as a file of tensors holds them: int64 [n], or of text uint8 [n, bytes] of UTF-8 with zeros behind it.
+
+    Raises ValueError for text that holds a zero byte.
+    """
+    if not isinstance(ids[0], str):
+        return torch.tensor(ids, dtype=torch.int64)
+    encoded = [str(one).encode() for one in ids]
+    if any(b"\0" in one for one in encoded):
+        raise ValueError("ids that hold a zero byte cannot be saved")
+    width = max(1, *(len(one) for one in encoded))
+    return torch.frombuffer(bytearray(b"".join(one.ljust(width, b"\0") for one in encoded)), dtype=torch.uint8).view(
+        len(ids), width
+    )
+
+
+def unpacked_ids(name: str, ids: Tensor) -> Tensor | list[str]:
+    """What `packed_ids` packed. Raises ValueError, naming the tensor, for another dtype or shape, and for bytes that
+    are no UTF-8."""
+    if ids.dtype == torch.int64 and ids.dim() == 1:
+        return ids
+    if ids.dtype == torch.uint8 and ids.dim() == 2:
+        return [bytes(row).rstrip(b"\0").decode() for row in ids.tolist()]
+    raise ValueError(
+        f"{name}: expected int64 [n], or uint8 [n, bytes] of UTF-8 text, got {ids.dtype} {list(ids.shape)}"
+    )
 
 
 def _memory() -> float:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cora.files import write_files
-from cora.tensors import described, read_tensors
+from cora.tensors import described, packed_ids, read_tensors, unpacked_ids
 
 Ids = Tensor | Sequence[int] | Sequence[str]
 _TENSORS = ("user_ids", "item_ids", "users", "items")
@@ -127,13 +127,13 @@ class CollaborativeEmbeddings:
         of UTF-8 text with zeros behind it); in user_encoder, as such text, the encoder's name, its weights
         as user_encoder.NAME. The file appears whole or not at all."""
         tensors = {f"{_ENCODER}.{name}": one.contiguous() for name, one in self.encoder_tensors.items()} | {
-            "user_ids": _pack(self.user_ids),
-            "item_ids": _pack(self.item_ids),
+            "user_ids": packed_ids(self.user_ids),
+            "item_ids": packed_ids(self.item_ids),
             "users": self.users.contiguous(),
             "items": self.items.contiguous(),
         }
         if self.user_encoder is not None:
-            tensors[_ENCODER] = _pack([self.user_encoder])
+            tensors[_ENCODER] = packed_ids([self.user_encoder])
         path = Path(path)
         write_files(path.parent, {path.name: lambda file: save_file(tensors, file)})
 
@@ -153,8 +153,8 @@ class CollaborativeEmbeddings:
         named = [_ENCODER] if _ENCODER in found else []
         tensors = read_tensors(path, [*_TENSORS, *named, *weights.values()])
         try:
-            user_ids, item_ids = (_unpack(name, tensors[name]) for name in _TENSORS[:2])
-            encoder = str(_unpack(_ENCODER, tensors[_ENCODER])[0]) if named else None
+            user_ids, item_ids = (unpacked_ids(name, tensors[name]) for name in _TENSORS[:2])
+            encoder = str(unpacked_ids(_ENCODER, tensors[_ENCODER])[0]) if named else None
             weights_of = {name: tensors[place] for name, place in weights.items()}
             return cls(user_ids, item_ids, tensors["users"], tensors["items"], encoder, weights_of)
         except (TypeError, ValueError) as error:
@@ -226,25 +226,3 @@ def _checked(name: str, matrix: Tensor) -> Tensor:
 def with_mean(table: Tensor) -> Tensor:
     """The table and, in the row after the last, its mean."""
     return torch.cat([table, table.mean(0, keepdim=True)])
-
-
-def _pack(ids: list[Any]) -> Tensor:
-    if not isinstance(ids[0], str):
-        return torch.tensor(ids, dtype=torch.int64)
-    encoded = [str(one).encode() for one in ids]
-    if any(b"\0" in one for one in encoded):
-        raise ValueError("ids that hold a zero byte cannot be saved")
-    width = max(1, *(len(one) for one in encoded))
-    return torch.frombuffer(bytearray(b"".join(one.ljust(width, b"\0") for one in encoded)), dtype=torch.uint8).view(
-        len(ids), width
-    )
-
-
-def _unpack(name: str, ids: Tensor) -> Ids:
-    if ids.dtype == torch.int64 and ids.dim() == 1:
-        return ids
-    if ids.dtype == torch.uint8 and ids.dim() == 2:
-        return [bytes(row).rstrip(b"\0").decode() for row in ids.tolist()]
-    raise ValueError(
-        f"{name}: expected int64 [n], or uint8 [n, bytes] of UTF-8 text, got {ids.dtype} {list(ids.shape)}"
-    )

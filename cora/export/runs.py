@@ -20,7 +20,7 @@ from cora.methods import load_method
 from cora.methods.model import MethodModel
 from cora.methods.samples import Samples
 from cora.runs.folder import RunFolder
-from cora.runs.prepare import prepare
+from cora.runs.prepare import prepare, refuse_other_tasks
 from cora.runs.recommend import as_id
 from cora.runs.score import load_model
 
@@ -42,6 +42,7 @@ def export(run: str | Path, users: Sequence[str], items: Sequence[str], out: str
     config = folder.config()
     if load_method(config.method).fit is not None:
         raise ValueError(f"run: {config.method} has no adapters; without a user the model itself is exported")
+    refuse_other_tasks(config)
     if config.method_config().splits_prompts:
         raise ValueError("run: with shared_prefix a prompt has two adapters, which no one adapter can stand for")
     if load_method(config.method).Model.embedded is not MethodModel.embedded:

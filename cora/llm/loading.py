@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cora.fetching import Wheel, cached, extract
 
@@ -30,6 +30,12 @@ def load_base(name: str, **kwargs: Any) -> PreTrainedModel:
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(_resolved(name)))
+
+
+def positions(name: str) -> int | None:
+    """How many tokens a named model, or one that from_pretrained takes, has positions for, where it says so."""
+    most = getattr(AutoConfig.from_pretrained(_resolved(name)), "max_position_embeddings", None)
+    return most if isinstance(most, int) else None
 
 
 def chosen_dtype(name: str, device: torch.device) -> torch.dtype:

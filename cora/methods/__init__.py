@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 class Method(NamedTuple):
     """A way to recommend: what tables call it, and the `module:class` of its configuration and of its model.
 
-    `Config` is a MethodConfig; `Model`, a MethodModel, is built as Model(base_model, config, vectors), gives
-    forward(batch) -> loss and scores, score(rows) and saves itself. Both are loaded on first use.
+    Of the task "rating" it scores a user and an item: `Config` is a MethodConfig; `Model`, a MethodModel, is built as
+    Model(base_model, config, vectors), gives forward(batch) -> loss and scores, score(rows) and saves itself. Of the
+    task "next item" it says which of all items comes next: `Config` is an AdapterConfig; `Model`, an AdaptedModel, is
+    built as Model(base_model, config, codes, vectors), gives forward(batch) -> loss and rank(prompts). Both are loaded
+    on first use.
 
-    A method that needs no language model when it scores names a `module:function` instead that trains it on all rows:
+    A method that needs no language model when it scores names a `module:function` besides that trains it on all rows:
     fit(splits, data, config, seed) -> model and its history, as the Trainer logs it. Its `Config` is a StoredConfig;
     its model gives score_rows(rows, splits) -> logits of a frame's rows, exported() and saves itself.
     """
@@ -19,6 +22,7 @@ class Method(NamedTuple):
     config: str
     model: str
     trained_by: str | None = None
+    task: str = "rating"
 
     @property
     def fit(self) -> Any:
@@ -28,6 +32,11 @@ class Method(NamedTuple):
     @property
     def Config(self) -> Any:
         return _loaded(self.config)
+
+    @property
+    def tasks(self) -> Any:
+        """Of a method of the task "next item" the module beside its model that makes its examples."""
+        return import_module(f"{self.model.partition(':')[0].rpartition('.')[0]}.tasks")
 
     @property
     def Model(self) -> Any:
@@ -48,6 +57,12 @@ METHODS = {
         "cora.methods.llmcf.config:LLMCFConfig",
         "cora.methods.llmcf.model:LLMCFModel",
         "cora.methods.llmcf.fitting:fit",
+    ),
+    "lcrec": Method(
+        "LC-Rec",
+        "cora.methods.lcrec.config:LCRecConfig",
+        "cora.methods.lcrec.model:LCRecModel",
+        task="next item",
     ),
 }
 

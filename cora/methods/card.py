@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cora.methods.config import MethodConfig
+from cora.methods.config import AdapterConfig
 
 # What the hub calls a repository. Other names are those of this program, or paths of the machine that trained.
 _ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def model_card(config: MethodConfig, model: type, trained: int) -> str:
+def model_card(config: AdapterConfig, model: type, trained: int) -> str:
     """Markdown with the hub's metadata. model: the class that reads the folder; trained: how many elements its weights
     have."""
     base = config.base_model
@@ -40,10 +40,10 @@ def model_card(config: MethodConfig, model: type, trained: int) -> str:
     return "\n".join(lines)
 
 
-def _modules(config: MethodConfig) -> str:
+def _modules(config: AdapterConfig) -> str:
     names = config.target_modules
     return f"`{names}`" if isinstance(names, str) else ", ".join(f"`{name}`" for name in names)
 
 
-def _told(config: MethodConfig, base: str | None) -> dict[str, Any]:
+def _told(config: AdapterConfig, base: str | None) -> dict[str, Any]:
     return {**asdict(config), "base_model": base}

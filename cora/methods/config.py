@@ -67,7 +67,7 @@ class StoredConfig:
 
 
 @dataclass
-class MethodConfig(StoredConfig):
+class AdapterConfig(StoredConfig):
     """y = x·Wᵀ + (alpha / r) · (dropout(x) · A) · B for the linears `target_modules` of the layers `layers`.
 
     base_model         name or path of the language model; filled in by the model where that knows its own name
@@ -75,12 +75,6 @@ class MethodConfig(StoredConfig):
     dropout            of x in the low-rank path, in training
     target_modules     names, or ends of names, of the adapted linears, or "all-linear", all but the output layer;
                        layers: their layers, None for all
-    answer             what follows the prompt, leading space included, if the user likes the item, and if not. The
-                       score is the difference of the two logits; with None for the second the logit of the first
-                       alone, the published score. The difference starts near zero whatever the logits' offset.
-    answer_ids         the token ids of `answer`, from `with_answer_ids`
-    prompt, no_history, max_history, max_length
-                       the template (see PromptTemplate), titles of the history at most, tokens of the prompt at most
 
     Raises TypeError or ValueError that names the field.
     """
@@ -91,17 +85,9 @@ class MethodConfig(StoredConfig):
     dropout: float = 0.05
     target_modules: tuple[str, ...] | str = ("q_proj", "k_proj", "v_proj", "o_proj")
     layers: tuple[int, ...] | None = None
-    answer: tuple[str, str | None] = (" Yes", " No")
-    answer_ids: tuple[int, ...] | None = None
-    prompt: str = DEFAULT_TEXT
-    no_history: str = "none so far"
-    max_history: int = 10
-    max_length: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("r", "max_length"):
-            check_int(name, getattr(self, name), at_least=1)
-        check_int("max_history", self.max_history, at_least=0)
+        check_int("r", self.r, at_least=1)
         if self.alpha is not None and not (is_number(self.alpha) and self.alpha > 0):
             raise ValueError(f"alpha: expected a positive number or None, got {self.alpha!r}")
         check_share("dropout", self.dropout)
@@ -111,19 +97,46 @@ class MethodConfig(StoredConfig):
             self.target_modules = as_tuple("target_modules", self.target_modules, str)
         if self.layers is not None:
             self.layers = as_tuple("layers", self.layers, int)
-        self._check_answer()
-        if not isinstance(self.prompt, str) or not isinstance(self.no_history, str):
-            raise TypeError(f"prompt, no_history: expected text, got {self.prompt!r}, {self.no_history!r}")
-        PromptTemplate(self.prompt, self.no_history)
+
+    @property
+    def scaling(self) -> float:
+        return (2 * self.r if self.alpha is None else self.alpha) / self.r
 
     @property
     def family_size(self) -> int:
         """How many training rows share the beginning of their prompts at most, where prompts are split."""
         return 1
 
-    @property
-    def scaling(self) -> float:
-        return (2 * self.r if self.alpha is None else self.alpha) / self.r
+
+@dataclass
+class MethodConfig(AdapterConfig):
+    """The fields of AdapterConfig, and of methods that read an answer
+
+    answer             what follows the prompt, leading space included, if the user likes the item, and if not. The
+                       score is the difference of the two logits; with None for the second the logit of the first
+                       alone, the published score. The difference starts near zero whatever the logits' offset.
+    answer_ids         the token ids of `answer`, from `with_answer_ids`
+    prompt, no_history, max_history, max_length
+                       the template (see PromptTemplate), titles of the history at most, tokens of the prompt at most
+
+    Raises TypeError or ValueError that names the field.
+    """
+
+    answer: tuple[str, str | None] = (" Yes", " No")
+    answer_ids: tuple[int, ...] | None = None
+    prompt: str = DEFAULT_TEXT
+    no_history: str = "none so far"
+    max_history: int = 10
+    max_length: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_int("max_length", self.max_length, at_least=1)
+        check_int("max_history", self.max_history, at_least=0)
+        self._check_answer()
+        if not isinstance(self.prompt, str) or not isinstance(self.no_history, str):
+            raise TypeError(f"prompt, no_history: expected text, got {self.prompt!r}, {self.no_history!r}")
+        PromptTemplate(self.prompt, self.no_history)
 
     @property
     def template(self) -> PromptTemplate:

@@ -30,7 +30,8 @@ class Contestant:
     def parse(cls, text: str) -> "Contestant":
         """Raises ValueError for a method that is unknown and for what is no NAME=VALUE."""
         method, colon, rest = text.partition(":")
-        load_method(method)
+        if (task := load_method(method).task) != "rating":
+            raise ValueError(f"methods: expected methods that score users and items, got {method}, of the task {task}")
         pairs = [part.partition("=") for part in re.split(r",(?=\w+=)", rest)] if colon else []
         if wrong := [name for name, equals, _ in pairs if not equals or not name]:
             raise ValueError(f"methods: expected METHOD or METHOD:NAME=VALUE,…, got {wrong[0]!r} in {text!r}")

@@ -29,8 +29,9 @@ from cora.runs.folder import RunFolder
 from cora.runs.settings import RunConfig
 
 
-def training_arguments(config: RunConfig, run: RunFolder) -> TrainingArguments:
-    """TrainingArguments from the settings; those under `trainer` override the rest."""
+def training_arguments(config: RunConfig, run: RunFolder, measure: str = "auc") -> TrainingArguments:
+    """TrainingArguments from the settings; those under `trainer` override the rest. measure: of the validations, the
+    higher the better."""
     chosen: dict[str, Any] = dict(
         max_steps=config.steps,
         # Prompts in families come in batches already, by tokens.
@@ -48,7 +49,7 @@ def training_arguments(config: RunConfig, run: RunFolder) -> TrainingArguments:
         save_steps=config.eval_every,
         save_total_limit=2,
         load_best_model_at_end=True,
-        metric_for_best_model="auc",
+        metric_for_best_model=measure,
         greater_is_better=True,
         restore_callback_states_from_checkpoint=True,
         logging_steps=10,
@@ -75,7 +76,7 @@ def fit(
 
     Raises Diverged, a ValueError, when the loss or a score is not finite; the checkpoints are kept.
     """
-    checkpoint = _last_checkpoint(run.checkpoints)
+    checkpoint = last_checkpoint(run.checkpoints)
     arguments.eval_on_start = checkpoint is None
     callbacks: list[TrainerCallback] = [EarlyStoppingCallback(config.patience), Progress(model)]
     if config.max_minutes is not None:
@@ -166,7 +167,9 @@ class FiniteTrainer(Trainer):
         except Diverged as error:
             state, best = self.state, "there is no checkpoint yet"
             if state.best_model_checkpoint:
-                best = f"the best checkpoint, of AUC {state.best_metric:.4f}, is kept in {state.best_model_checkpoint}"
+                measure = str(self.args.metric_for_best_model).upper()
+                best = f"the best checkpoint, of {measure} {state.best_metric:.4f}, is kept in "
+                best += str(state.best_model_checkpoint)
             raise Diverged(
                 f"training diverged at step {state.global_step + 1}: {error} (learning_rate "
                 f"{self.args.learning_rate:g}); try a tenth of that learning rate, or more warmup_steps, in another "
@@ -240,7 +243,7 @@ class TimeLimit(TrainerCallback, ExportableState):
         return {"args": {"seconds": self.seconds, "spent": spent}, "attributes": {}}
 
 
-def _last_checkpoint(folder: Path) -> str | None:
+def last_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that was written to its end: the Trainer writes its own state last."""
     found = []
     for checkpoint in folder.glob("checkpoint-*"):

@@ -39,3 +39,19 @@ def training_picture(
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     write_files(path.parent, {path.name: lambda file: figure.savefig(file, dpi=150, format="png")})
+
+
+def ranking_picture(history: list[dict[str, Any]], measure: str, path: Path) -> None:
+    """Loss and validation measure against steps, as a PNG. history: the Trainer's log."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    losses, ranks = figure.subplots(1, 2)
+    train = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    valid = [(entry["step"], entry[f"eval_{measure}"]) for entry in history if f"eval_{measure}" in entry]
+    losses.plot(*zip(*train, strict=True), color=_TRAIN, linewidth=1)
+    losses.set(xlabel="step", ylabel="cross-entropy", title="Loss")
+    ranks.plot(*zip(*valid, strict=True), color=_METHOD, marker="o", markersize=3)
+    ranks.set(xlabel="step", ylabel=measure.upper(), title="Validation, seen items removed")
+    for axes in (losses, ranks):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    write_files(path.parent, {path.name: lambda file: figure.savefig(file, dpi=150, format="png")})

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pandas as pd
 from torch import Tensor
@@ -162,6 +162,15 @@ def prepare_data(config: RunConfig) -> PreparedData:
     return PreparedData(config, load_interactions(config.data, config.positive_rating))
 
 
+def refuse_other_tasks(config: RunConfig) -> None:
+    """Raises ValueError for a method that does not score users and items."""
+    if (task := load_method(config.method).task) != "rating":
+        raise ValueError(
+            f"method: expected one that scores users and items, got {config.method}, whose task is the {task}: it has "
+            "train, recommend, score and info"
+        )
+
+
 def prepare(config: RunConfig) -> Prepared:
     """Reads the data and the tokenizer of a run.
 
@@ -171,8 +180,9 @@ def prepare(config: RunConfig) -> Prepared:
     """
     if load_method(config.method).fit is not None:
         raise ValueError(f"run: {config.method} has no language model and no prompts, which this command is about")
+    refuse_other_tasks(config)
     data = load_interactions(config.data, config.positive_rating)
     tokenizer = load_tokenizer(config.model)
-    settings = config.method_config().with_answer_ids(tokenizer)
+    settings = cast(MethodConfig, config.method_config()).with_answer_ids(tokenizer)
     PromptEncoder(tokenizer, settings.template, settings.max_length, settings.splits_prompts)  # for its checks
     return Prepared(config, data, tokenizer, settings)

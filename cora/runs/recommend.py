@@ -16,14 +16,15 @@ from cora.collaborative import user_encoder
 from cora.data import liked_before
 from cora.methods import load_method
 from cora.runs.folder import RunFolder
+from cora.runs.next_items_recommend import NextItemRecommender
 from cora.runs.prepare import Prepared, prepare, prepare_data
 from cora.runs.score import load_model, score_prompts
 
 
 @dataclass(frozen=True)
 class Recommendations:
-    """history: titles the user liked, oldest first. table: item_id, title, probability, collaborative_rank, the best
-    first."""
+    """history: titles the user liked, oldest first. table: item_id, title, probability and, where the collaborative
+    vectors chose the candidates, collaborative_rank, the best first."""
 
     history: list[str]
     table: pd.DataFrame
@@ -38,7 +39,7 @@ def recommend(run: str | Path, user: str, top: int = 10, candidates: int = 100) 
     Raises FileNotFoundError unless a finished run is there; ValueError for an id that cannot be one of the data's, for
     top < 1, candidates < top, and a user with no item left.
     """
-    recommender = Recommender(run, top, candidates)
+    recommender = recommender_of(run, top, candidates)
     chosen = as_id("user", user, recommender.frame["user_id"])
     histories, table = recommender.of([chosen])
     if table.empty:
@@ -51,6 +52,13 @@ class Asked(NamedTuple):
 
     rows: pd.DataFrame
     vectors: Tensor | None
+
+
+def recommender_of(run: str | Path, top: int, candidates: int) -> "Recommender | NextItemRecommender":
+    """What recommends by the method of a finished run. Raises as `recommend` does."""
+    folder = RunFolder.existing(run)
+    of_task = NextItemRecommender if load_method(folder.config().method).task == "next item" else Recommender
+    return of_task(run, top, candidates)
 
 
 class Recommender:

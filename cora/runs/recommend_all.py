@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from cora.files import write_files
 from cora.runs.distributed import is_main, join_processes, process_count, process_index, wait_for_all
 from cora.runs.folder import RunFolder
-from cora.runs.recommend import Recommender, as_id
+from cora.runs.next_items_recommend import NextItemRecommender
+from cora.runs.recommend import Recommender, as_id, recommender_of
 
 _REQUEST = b"cora"  # what a table answers, in its metadata
 _PROMPTS = 1600  # of one part, about a minute's work on two cores
@@ -24,10 +25,11 @@ def recommend_all(run: str | Path, users: str | Path, out: str | Path, top: int 
     """Writes the recommendations of `recommend` for many users to the parquet file `out`; returns how many users there
     are in it.
 
-    users: a file with one id a line, UTF-8. out: user_id, rank (from 1), item_id, title, probability and
-    collaborative_rank, users in the order of the file; one who has a row with every item has none. Until it is whole,
-    parts of it lie in the folder `out`.parts: the same command after a kill goes on behind them, and after its end does
-    nothing. Several processes, as torchrun starts them, divide the parts among them.
+    users: a file with one id a line, UTF-8. out: user_id, rank (from 1), item_id, title, probability and, where the
+    collaborative vectors chose the candidates, collaborative_rank; users in the order of the file; one who has a row
+    with every item has none. Until it is whole, parts of it lie in the folder `out`.parts: the same command after a
+    kill goes on behind them, and after its end does nothing. Several processes, as torchrun starts them, divide the
+    parts among them.
 
     Raises what `recommend` raises; FileNotFoundError for a missing file of users; ValueError, naming the line, for a
     repeated or odd id, and for a file without any; FileExistsError for an `out` that another request or another program
@@ -43,7 +45,7 @@ def recommend_all(run: str | Path, users: str | Path, out: str | Path, top: int 
         return len(lines)
     parts = out.with_name(out.name + ".parts")
     join_processes()
-    recommender = Recommender(run, top, candidates)
+    recommender = recommender_of(run, top, candidates)
     ids = _ids(recommender, lines, Path(users))
     parts.mkdir(parents=True, exist_ok=True)
     lock = FileLock(parts / ".lock")
@@ -70,7 +72,9 @@ def recommend_all(run: str | Path, users: str | Path, out: str | Path, top: int 
     return len(ids)
 
 
-def _write_parts(recommender: Recommender, ids: list[Any], parts: Path, request: str) -> list[Path]:
+def _write_parts(
+    recommender: Recommender | NextItemRecommender, ids: list[Any], parts: Path, request: str
+) -> list[Path]:
     together = max(1, _PROMPTS // recommender.candidates)
     files = [parts / f"{start:09}.parquet" for start in range(0, len(ids), together)]
     if other := [file for file in parts.glob("*.parquet") if _answered(file) != request]:
@@ -118,7 +122,7 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _ids(recommender: Recommender, lines: list[str], path: Path) -> list[Any]:
+def _ids(recommender: Recommender | NextItemRecommender, lines: list[str], path: Path) -> list[Any]:
     found: dict[Any, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():

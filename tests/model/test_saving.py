@@ -173,7 +173,7 @@ def test_a_failed_save_leaves_the_old_model(make_base: Any, tmp_path: Path, monk
     def full_disk(*args: Any, **kwargs: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("cora.methods.model.save_file", full_disk)
+    monkeypatch.setattr("cora.methods.adapted_model.save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
         model.save_pretrained(tmp_path)
     assert not list(tmp_path.glob(".*"))

@@ -101,8 +101,10 @@ def test_settings_that_make_more_than_was_saved(make_base: Any, tmp_path: Path) 
 def test_every_method_has_the_face_of_the_table(make_base: Any) -> None:
     for name in METHODS:
         method = load_method(name)
+        if method.task != "rating":
+            continue
         assert method.Config.method == name and method.Model.Config is method.Config
         with pytest.raises(ValueError, match=f"answer_ids is not set; use {method.Config.__name__}.with_answer_ids"):
             method.Model(make_base("llama"), method.Config(), None)
-    with pytest.raises(ValueError, match="method: expected one of cora, tallrec, collm, reclora, got 'nmf'"):
+    with pytest.raises(ValueError, match="method: expected one of cora, tallrec, collm, reclora, lcrec, got 'nmf'"):
         load_method("nmf")

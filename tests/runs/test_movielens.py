@@ -21,7 +21,11 @@ STEPS = 50
 FORMS: list[tuple[str, dict[str, Any]]] = [
     *(("cora", {"generator": name}) for name in GENERATORS),
     ("cora", {"offset": True, "shared_prefix": True, "shared_rank": 4, "item_dropout": 0.3}),
-    *((name, {}) for name, method in METHODS.items() if name != "cora" and method.fit is None),
+    *(
+        (name, {})
+        for name, method in METHODS.items()
+        if name != "cora" and method.fit is None and method.task == "rating"
+    ),
 ]
 
 
