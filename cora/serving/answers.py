@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cora.data.problems import clipped
+from cora.runs.prepare import Prepared
 from cora.runs.recommend import Asked, Recommender, as_id, probability
 
 
@@ -70,6 +71,11 @@ class Answerer:
     @property
     def method(self) -> str:
         return self._recommender.prepared.config.method
+
+    @property
+    def has_language_model(self) -> bool:
+        """Whether the run has one that can be asked alone."""
+        return isinstance(self._recommender.prepared, Prepared)
 
     def user_id(self, given: int | str) -> Any:
         """The id as the data have it. Raises ValueError for one that they cannot have."""

@@ -73,6 +73,8 @@ def create_app(answerer: Answerer, limits: Limits) -> FastAPI:
     app.add_middleware(Limited, observe=metrics.answered)
 
     async def ask(question: Question) -> Answer:
+        if not question.adapted and not answerer.has_language_model:
+            raise HTTPException(422, f"delta: a run of {answerer.method} has no language model to be alone")
         try:
             return await batcher.ask(question)
         except Refused as refused:

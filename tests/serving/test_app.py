@@ -161,6 +161,14 @@ def test_what_is_wrong_is_said_in_a_line(server: Server, path: str, body: Any, s
     assert list(reply.body) == ["detail"]
 
 
+def test_a_run_without_a_language_model_has_none_to_be_alone(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Answerer, "has_language_model", False)
+    for path, body in (("/score", {"user": 1, "items": [1]}), ("/recommend", {"user": 1})):
+        reply = server(path, body | {"delta": False})
+        assert reply.status == 422 and reply.body["detail"] == "delta: a run of cora has no language model to be alone"
+        assert server(path, body).status == 200
+
+
 def test_a_body_without_a_length_is_measured_too(server: Server) -> None:
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10)
     connection.request("POST", "/score", iter([b"1" * 1000] * 100), encode_chunked=True, headers=CHUNKED)
