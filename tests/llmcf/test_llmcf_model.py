@@ -66,7 +66,7 @@ def turned(data: Interactions, thoughts: Thoughts, later: Any) -> tuple[Interact
     frame = data.frame.assign(label=data.frame["label"].where(~change, 1 - data.frame["label"]))
     moved = later(thoughts.rows["timestamp"])
     rows = thoughts.rows.assign(label=thoughts.rows["label"].where(~moved, 1 - thoughts.rows["label"]))
-    places = torch.from_numpy(moved.to_numpy())[:, None]
+    places = torch.tensor(moved.to_numpy())[:, None]
     vectors = {kind: torch.where(places, -one.roll(1, 0), one) for kind, one in thoughts.vectors.items()}
     other = dataclasses.replace(data, frame=frame)
     return other, split(other), dataclasses.replace(thoughts, rows=rows, vectors=vectors)
