@@ -1,5 +1,8 @@
+"""`python -m cora.cli`: the command `cora`."""
+
 import sys
 
 from cora.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
