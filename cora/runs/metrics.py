@@ -65,8 +65,8 @@ def summary(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def as_table(found: dict[str, Any]) -> str:
-    """The methods of a `summary`, one a line, and below how many rows there are, and how many each was trained on
-    where that is known (training_rows: name → rows)."""
+    """The methods of a `summary`, one a line, and below how many rows there are, and how many were drawn to train
+    each on where that is known (training_rows: name → rows)."""
     has_cold_items = "cold_item_rows" in found
     widths = {name: max(12, len(name) + 2) for name in (*_COLUMNS, *(_OF_COLD_ITEMS if has_cold_items else ()))}
     lines = ["{:<14}".format("") + "".join(f"{name.replace('_', ' '):>{width}}" for name, width in widths.items())]
@@ -78,7 +78,7 @@ def as_table(found: dict[str, Any]) -> str:
         + (f", {found['cold_item_rows']} of cold items" if has_cold_items else "")
     )
     if trained := found.get("training_rows"):
-        lines.append("training rows: " + ", ".join(f"{count} of {label_of(name)}" for name, count in trained.items()))
+        lines.append("training rows drawn: " + ", ".join(f"{count} of {label_of(name)}" for name, count in trained.items()))
     return "\n".join(lines)
 
 
