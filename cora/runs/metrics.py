@@ -78,7 +78,8 @@ def as_table(found: dict[str, Any]) -> str:
         + (f", {found['cold_item_rows']} of cold items" if has_cold_items else "")
     )
     if trained := found.get("training_rows"):
-        lines.append("training rows drawn: " + ", ".join(f"{count} of {label_of(name)}" for name, count in trained.items()))
+        counts = [f"{count} of {label_of(name)}" for name, count in trained.items()]
+        lines.append(f"training rows drawn: {', '.join(counts)}")
     return "\n".join(lines)
 
 
