@@ -8,8 +8,8 @@ from cora.collaborative.embeddings import CollaborativeEmbeddings, with_mean
 from cora.collaborative.fitting import FitResult, Recipe, TrainingRows, check_dim, check_times
 from cora.collaborative.item_factors import item_factors
 from cora.collaborative.pair_encoder import PairEncoder, vectors_of_pairs
-from cora.collaborative.past_encoder import Pasts
 from cora.collaborative.past_fitting import fit_by_pasts
+from cora.collaborative.pasts import Pasts
 
 _FACTOR_SIZE = 1.0  # root mean square of the items' vectors at the start: products of small ones learn late
 

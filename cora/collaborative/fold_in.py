@@ -1,17 +1,14 @@
 """Vectors of users as of a moment, from what they rated before it: nobody unknown, no vector that has seen its row."""
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cora.collaborative.embeddings import CollaborativeEmbeddings, Ids
-from cora.data.histories import Ragged
+from cora.collaborative.embeddings import CollaborativeEmbeddings
+from cora.collaborative.pasts import Asked, PastItems, PastLabels, pasts_of
 
 _MOST_STEPS = 200  # vectors of matrix factorisation take 10
 _CLOSE = 1e-6  # of a standard deviation of the prior
@@ -42,22 +39,15 @@ class FoldIn:
         self._features = torch.cat([items @ self._root, torch.zeros(1, items.shape[1], dtype=items.dtype)])
         self._offsets = torch.cat([items @ self._mean, torch.zeros(1, dtype=items.dtype)])
 
-    def vectors(
-        self,
-        items: Ragged | Sequence[Ids],
-        labels: Ragged | Sequence[Sequence[int]],
-        asked: Sequence[int] | Sequence[str] | None = None,
-    ) -> Tensor:
+    def vectors(self, items: PastItems, labels: PastLabels, asked: Asked = None) -> Tensor:
         """[n, d] in the tables' dtype: the vectors of n users who rated `items`[n][…] with `labels`[n][…], 1 or 0.
         asked: not read.
 
         Items that the embeddings do not have count as their mean. Raises ValueError for lists of different lengths.
         """
-        lengths = [len(one) for one in items]
-        if lengths != [len(one) for one in labels]:
-            raise ValueError("labels: expected one for each of the items of every user")
-        rows = rows_of_items(self.embeddings, items).split(lengths)
-        liked = torch.from_numpy(together(labels).astype(np.float64)).split(lengths)
+        pasts = pasts_of(self.embeddings, items, labels)
+        lengths = pasts.lengths.tolist()
+        rows, liked = pasts.items.split(lengths), pasts.labels.double().split(lengths)
         # Users of one past, such as one user asked of many items, have one vector: it is found once.
         firsts: dict[bytes, int] = {}
         same = [firsts.setdefault(_digest(*past), row) for row, past in enumerate(zip(rows, liked, strict=True))]
@@ -91,17 +81,3 @@ class FoldIn:
 
 def _digest(*tensors: Tensor) -> bytes:
     return hashlib.blake2b(b"".join(one.numpy().tobytes() for one in tensors), digest_size=16).digest()
-
-
-def rows_of_items(embeddings: CollaborativeEmbeddings, items: Ragged | Sequence[Ids]) -> Tensor:
-    """The rows of all items, one user's behind the other's: each distinct item is looked up once."""
-    places, distinct = pd.factorize(together(items))
-    return embeddings.lookup_items(distinct.tolist())[torch.from_numpy(places)]
-
-
-def together(lists: Ragged | Sequence[Any]) -> np.ndarray:
-    """All values in one array."""
-    if isinstance(lists, Ragged):
-        return lists.values
-    values = [value for one in lists for value in (one.tolist() if isinstance(one, Tensor) else one)]
-    return np.array(values, dtype=object if values and isinstance(values[0], str) else np.int64)

@@ -1,15 +1,14 @@
 """DIN's reading of a past in the light of the item asked about, in training and for the vectors of a saved file."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cora.collaborative.embeddings import CollaborativeEmbeddings, Ids
-from cora.collaborative.past_encoder import Pasts, filled, pasts_of
-from cora.data.histories import Ragged
+from cora.collaborative.embeddings import CollaborativeEmbeddings
+from cora.collaborative.past_encoder import filled
+from cora.collaborative.pasts import Asked, PastItems, PastLabels, Pasts, pasts_of
 
 _CHUNK = 512  # pairs encoded at once
 _ATTENTION = 32  # width of the hidden layer that weighs a past
@@ -83,12 +82,7 @@ class InterestEncoder:
         self._encoder = filled("din", made, tensors)
         self._embeddings = embeddings
 
-    def vectors(
-        self,
-        items: Ragged | Sequence[Ids],
-        labels: Ragged | Sequence[Sequence[int]],
-        asked: Sequence[int] | Sequence[str] | None = None,
-    ) -> Tensor:
+    def vectors(self, items: PastItems, labels: PastLabels, asked: Asked = None) -> Tensor:
         """[n, d] in the tables' dtype: the vectors of n users who rated `items`[n][…] with `labels`[n][…], 1 or 0,
         oldest first, and are asked about `asked`[n]; None for the mean item.
 

@@ -1,48 +1,21 @@
 """The self-attentive encoder of a user's past, in training and for the vectors of a saved file."""
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import ClassVar, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from cora.collaborative.embeddings import CollaborativeEmbeddings, Ids
-from cora.collaborative.fold_in import rows_of_items, together
-from cora.data.histories import Ragged
+from cora.collaborative.embeddings import CollaborativeEmbeddings
+from cora.collaborative.pasts import Asked, PastItems, PastLabels, Pasts, pasts_of
 from cora.tensors import Described, misfit
 
 _Encoder = TypeVar("_Encoder", bound=nn.Module)
 
 _INITIAL_STD = 0.02
 _CHUNK = 512  # users encoded at once
-
-
-class Pasts(NamedTuple):
-    """Pasts of n users, oldest first, one behind the other: items, their rows, and labels, int64 [all]; that of user i
-    is at offsets[i] to offsets[i + 1], int64 [n + 1]."""
-
-    items: Tensor
-    labels: Tensor
-    offsets: Tensor
-
-    @property
-    def lengths(self) -> Tensor:
-        """int64 [n]."""
-        return self.offsets.diff()
-
-    def newest(self, users: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Items and labels [b, t] of these users' newest `most` rows, padded on the left, and which of them are there,
-        bool [b, t]; t is the longest of the pasts."""
-        stops = self.offsets[users + 1]
-        lengths = (stops - self.offsets[users]).clamp(max=most)
-        back = torch.arange(int(lengths.max()) if len(users) else 0, 0, -1)
-        there = back <= lengths[:, None]
-        # What is not there is any element at hand; where all pasts are empty t is 0, and nothing is read.
-        places = torch.where(there, stops[:, None] - back, 0)
-        return self.items[places], self.labels[places], there
 
 
 class PastEncoder(nn.Module):
@@ -110,12 +83,7 @@ class SequenceEncoder:
         self._encoder = filled("sasrec", made, tensors)
         self._embeddings = embeddings
 
-    def vectors(
-        self,
-        items: Ragged | Sequence[Ids],
-        labels: Ragged | Sequence[Sequence[int]],
-        asked: Sequence[int] | Sequence[str] | None = None,
-    ) -> Tensor:
+    def vectors(self, items: PastItems, labels: PastLabels, asked: Asked = None) -> Tensor:
         """[n, d] in the tables' dtype: the vectors of n users who rated `items`[n][…] with `labels`[n][…], 1 or 0,
         oldest first; the newest as many as the encoder reads count. asked: not read.
 
@@ -124,18 +92,6 @@ class SequenceEncoder:
         pasts = pasts_of(self._embeddings, items, labels)
         table = self._embeddings.item_table[:, :-2].float()
         return self._encoder.users(table, pasts).to(self._embeddings.users.dtype)
-
-
-def pasts_of(
-    embeddings: CollaborativeEmbeddings, items: Ragged | Sequence[Ids], labels: Ragged | Sequence[Sequence[int]]
-) -> Pasts:
-    """The pasts of users by the rows of the embeddings' items. Raises ValueError for lists of different lengths."""
-    lengths = [len(one) for one in items]
-    if lengths != [len(one) for one in labels]:
-        raise ValueError("labels: expected one for each of the items of every user")
-    offsets = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
-    flat = torch.from_numpy(together(labels).astype(np.int64))
-    return Pasts(rows_of_items(embeddings, items), flat, offsets)
 
 
 def filled(name: str, encoder: _Encoder, tensors: Mapping[str, Tensor]) -> _Encoder:

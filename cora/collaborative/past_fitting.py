@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cora.collaborative.fitting import Recipe, TrainingRows, epochs, row_of
-from cora.collaborative.past_encoder import Pasts
+from cora.collaborative.pasts import Pasts
 from cora.data.histories import pasts
 
 _SORTED = 16  # batches of pasts of similar length, made of so many shuffled ones

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from cora.collaborative.embeddings import CollaborativeEmbeddings, with_mean
 from cora.collaborative.fitting import FitResult, Recipe, TrainingRows, check_dim, check_times
 from cora.collaborative.item_factors import item_factors
-from cora.collaborative.past_encoder import PastEncoder, Pasts
+from cora.collaborative.past_encoder import PastEncoder
 from cora.collaborative.past_fitting import fit_by_pasts
+from cora.collaborative.pasts import Pasts
 
 _FACTOR_SIZE = 0.3  # root mean square of the items' vectors at the start
 

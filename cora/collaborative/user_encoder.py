@@ -1,15 +1,14 @@
 """What makes a user's vector from what they rated before a moment."""
 
-from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from cora.collaborative.embeddings import CollaborativeEmbeddings, Ids
+from cora.collaborative.embeddings import CollaborativeEmbeddings
 from cora.collaborative.fold_in import FoldIn
 from cora.collaborative.pair_encoder import InterestEncoder
 from cora.collaborative.past_encoder import SequenceEncoder
-from cora.data.histories import Ragged
+from cora.collaborative.pasts import Asked, PastItems, PastLabels
 
 
 class UserEncoder(Protocol):
@@ -22,12 +21,7 @@ class UserEncoder(Protocol):
 
     def __init__(self, embeddings: CollaborativeEmbeddings) -> None: ...
 
-    def vectors(
-        self,
-        items: Ragged | Sequence[Ids],
-        labels: Ragged | Sequence[Sequence[int]],
-        asked: Sequence[int] | Sequence[str] | None = None,
-    ) -> Tensor:
+    def vectors(self, items: PastItems, labels: PastLabels, asked: Asked = None) -> Tensor:
         """[n, d] in the tables' dtype: the vectors of n users who rated `items`[n][…] with `labels`[n][…], 1 or 0,
         oldest first, and are asked about the items `asked`[n], None for no item. Items that the embeddings do not have
         count as their mean."""

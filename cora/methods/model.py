@@ -1,7 +1,7 @@
 """MethodModel: a frozen language model with the deltas of one method, trained, scored and saved alike for all."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,6 @@ from cora.llm.scorer import Scorer
 from cora.methods.adapted_model import AdaptedModel
 from cora.methods.config import MethodConfig
 from cora.methods.samples import Ids, Samples
-
-if TYPE_CHECKING:
-    pass
-
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
-# Elements that a model may make while it is built, beyond twice those that are saved.
-_SPARE = 2**20
 
 
 @dataclass

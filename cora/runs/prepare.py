@@ -1,9 +1,8 @@
 """What training, evaluation, scoring and recommendation share: the data of a run, and its rows as prompts."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar, cast
+from typing import cast
 
 import pandas as pd
 from torch import Tensor
@@ -123,11 +122,8 @@ class Prepared(PreparedData):
         )
 
 
-_Read = TypeVar("_Read", bound=PreparedData)
-
-
-def prepare_on(config: RunConfig, source: str, prepare: Callable[[RunConfig], _Read]) -> _Read:
-    """A run prepared, by `prepare` or `prepare_data`, to score other data with the same ids.
+def prepare_on(config: RunConfig, source: str) -> PreparedData:
+    """A run prepared, by `prepare_scored`, to score other data with the same ids.
 
     Data that brings its own train and valid stands for all of the run's. Of data that holds only some parts of a split,
     a test part say, those stand for the run's own, and what its users did before is known from the run's data too.
@@ -136,8 +132,8 @@ def prepare_on(config: RunConfig, source: str, prepare: Callable[[RunConfig], _R
     """
     other = load_interactions(source, config.positive_rating, parts_alone=True)
     if "split" not in other.frame or {"train", "valid"} <= set(other.frame["split"]):
-        return prepare(replace(config, data=source))
-    own = prepare(config)
+        return prepare_scored(replace(config, data=source))
+    own = prepare_scored(config)
     for name in ("user_id", "item_id"):
         kinds = [pd.api.types.is_integer_dtype(one.frame[name].dtype) for one in (own.data, other)]
         if kinds[0] != kinds[1]:
@@ -160,6 +156,11 @@ def prepare_on(config: RunConfig, source: str, prepare: Callable[[RunConfig], _R
 def prepare_data(config: RunConfig) -> PreparedData:
     """Reads the data of a run alone."""
     return PreparedData(config, load_interactions(config.data, config.positive_rating))
+
+
+def prepare_scored(config: RunConfig) -> PreparedData:
+    """What a run's method scores rows with: what `prepare` gives, its data alone for a method that reads no prompts."""
+    return prepare(config) if load_method(config.method).fit is None else prepare_data(config)
 
 
 def refuse_other_tasks(config: RunConfig) -> None:

@@ -17,7 +17,7 @@ from cora.data import liked_before
 from cora.methods import load_method
 from cora.runs.folder import RunFolder
 from cora.runs.next_items_recommend import NextItemRecommender
-from cora.runs.prepare import Prepared, prepare, prepare_data
+from cora.runs.prepare import Prepared, prepare_scored
 from cora.runs.score import load_model, score_prompts
 
 
@@ -70,7 +70,7 @@ class Recommender:
             raise ValueError(f"top, candidates: expected 1 <= top <= candidates, got {top} and {candidates}")
         self.top, self.candidates = top, candidates
         config = self.folder.config()
-        self.prepared = prepare(config) if load_method(config.method).fit is None else prepare_data(config)
+        self.prepared = prepare_scored(config)
         self._max_history = config.method_config().max_history
         self.frame, self.titles = self.prepared.data.frame, self.prepared.data.titles
         self.embeddings = self.folder.vectors()

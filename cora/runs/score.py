@@ -17,7 +17,7 @@ from cora.prompts import PromptCollator, PromptDataset
 from cora.runs.distributed import gathered, is_main, join_processes, own_share
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import identified, summary
-from cora.runs.prepare import Prepared, PreparedData, prepare, prepare_data, prepare_on
+from cora.runs.prepare import Prepared, PreparedData, prepare_on, prepare_scored
 from cora.runs.settings import RunConfig
 
 
@@ -36,8 +36,7 @@ def evaluate(
         raise ValueError(f"rows: expected a whole number from 0, got {rows}")
     config = folder.config()
     join_processes()
-    read = prepare if load_method(config.method).fit is None else prepare_data
-    prepared = read(config) if data is None else prepare_on(config, data, read)
+    prepared = prepare_scored(config) if data is None else prepare_on(config, data)
     found = _evaluated(folder, prepared, prepared.drawn(part, rows).reset_index(drop=True), part)
     if out is not None and is_main():
         folder.write(Path(out), found)

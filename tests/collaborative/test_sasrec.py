@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cora.collaborative import CollaborativeEmbeddings, pasts, train_sasrec, user_encoder
-from cora.collaborative.past_encoder import PastEncoder, Pasts
+from cora.collaborative.past_encoder import PastEncoder
+from cora.collaborative.pasts import Pasts
 
 Frames = tuple[pd.DataFrame, pd.DataFrame]
 _QUICK: dict[str, Any] = dict(learning_rate=5e-3, batch_size=128, max_epochs=3, max_length=5)
