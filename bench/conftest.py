@@ -8,8 +8,9 @@ import torch
 
 from bench.cases import full, quick
 from bench.contestants import CONTESTANTS
-from bench.harness import Outcome, measure
+from bench.harness import Outcome, errors, measure
 from bench.machine import describe, peaks
+from cora.llm.loading import smollm2_135m
 from cora_kernels.backends import extension
 
 NOT_RUN = pytest.StashKey[list[dict[str, Any]]]()
@@ -47,6 +48,21 @@ def pytest_configure(config: pytest.Config) -> None:
         if isa not in usable:
             raise pytest.UsageError(f"--isa must be one of {', '.join(usable) or 'none, without _C'}; got {isa!r}")
         extension._C.set_cpu_isa(isa)
+
+
+@pytest.fixture(scope="session")
+def problem_of() -> Callable[[Callable[[], Any]], str | None]:
+    """problem_of(three_ways): what is wrong with ours on SmolLM2-135M in bf16, if anything is; skips without it."""
+
+    def problem(three_ways: Callable[[], Any]) -> str | None:
+        try:
+            smollm2_135m()
+        except RuntimeError as error:
+            pytest.skip(f"SmolLM2-135M could not be fetched: {error}")
+        got, usual, exact = three_ways()
+        return errors(got, exact, usual, torch.bfloat16)
+
+    return problem
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

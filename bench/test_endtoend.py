@@ -7,22 +7,16 @@ import pytest
 import torch
 
 from bench.endtoend import BATCH, CONTESTANTS, LONGEST, SHORTEST, WHAT, Setting, three_ways
-from bench.harness import CpuClock, CudaClock, Outcome, errors, interleaved
+from bench.harness import CpuClock, CudaClock, Outcome, interleaved
 from bench.memory import measured
-from cora.llm.loading import smollm2_135m
 
 Times = Callable[[str], tuple[dict[str, Outcome], int]]
 
 
 @pytest.fixture(scope="module")
-def times() -> Times:
+def times(problem_of: Callable[..., str | None]) -> Times:
     """times(what): outcomes of all contestants, right ones only, and the tokens of the batch."""
-    try:
-        smollm2_135m()
-    except RuntimeError as error:
-        pytest.skip(f"SmolLM2-135M could not be fetched: {error}")
-    got, usual, exact = three_ways()
-    problem = errors(got, exact, usual, torch.bfloat16)
+    problem = problem_of(three_ways)
     known: dict[str, tuple[dict[str, Outcome], int]] = {}
 
     def outcomes(what: str) -> tuple[dict[str, Outcome], int]:

@@ -4,22 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 
-from bench.harness import CpuClock, Outcome, errors, interleaved
+from bench.harness import CpuClock, Outcome, interleaved
 from bench.memory import measured
 from bench.prefixes import BATCHES, CONTESTANTS, Batch, three_ways
-from cora.llm.loading import smollm2_135m
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> Callable[[Batch], dict[str, Outcome]]:
-    try:
-        smollm2_135m()
-    except RuntimeError as error:
-        pytest.skip(f"SmolLM2-135M could not be fetched: {error}")
-    got, usual, exact = three_ways()
-    problem = errors(got, exact, usual, torch.bfloat16)
+def outcomes(problem_of: Callable[..., str | None]) -> Callable[[Batch], dict[str, Outcome]]:
+    problem = problem_of(three_ways)
     known: dict[Batch, dict[str, Outcome]] = {}
 
     def of(batch: Batch) -> dict[str, Outcome]:

@@ -74,28 +74,21 @@ class NextItems(PreparedData):
     ) -> list[Ranked]:
         """What the model ranks first at each event, by what its user did before; kept: of each ranking that is made,
         whether items that they have had by then can be given again."""
-        found = [self._ranked(model, encoder, part, width, vectors, kept) for part in in_parts(events)]
-        return [Ranked(*map(torch.cat, zip(*one, strict=True))) for one in zip(*found, strict=True)]
-
-    def _ranked(
-        self,
-        model: Any,
-        encoder: Any,
-        events: np.ndarray,
-        width: int,
-        vectors: "PastVectors | None",
-        kept: Sequence[bool],
-    ) -> list[Ranked]:
         newest, sequences = self.method_config.max_history, self.sequences
-        prompts = [encoder.sequence(sequences.history(event, newest).tolist()) for event in events]
-        out = torch.from_numpy(sequences.seen(events))
-        of_users = None
-        if vectors is not None:
-            places = events - sequences.starts[sequences.user[events]]
-            befores = np.maximum(0, places - newest).tolist()
-            of_users = vectors.of(list(zip(sequences.user[events].tolist(), befores, strict=True)))
-        ranked: list[Ranked] = model.rank_all(prompts, of_users, [None if one else out for one in kept], width)
-        return ranked
+
+        def of(events: np.ndarray) -> list[Ranked]:
+            prompts = [encoder.sequence(sequences.history(event, newest).tolist()) for event in events]
+            out = torch.from_numpy(sequences.seen(events))
+            of_users = None
+            if vectors is not None:
+                places = events - sequences.starts[sequences.user[events]]
+                befores = np.maximum(0, places - newest).tolist()
+                of_users = vectors.of(list(zip(sequences.user[events].tolist(), befores, strict=True)))
+            ranked: list[Ranked] = model.rank_all(prompts, of_users, [None if one else out for one in kept], width)
+            return ranked
+
+        found = [of(part) for part in in_parts(events)]
+        return [Ranked(*map(torch.cat, zip(*one, strict=True))) for one in zip(*found, strict=True)]
 
 
 def in_parts(events: np.ndarray) -> list[np.ndarray]:

@@ -20,6 +20,7 @@ from cora.runs.prepare import prepare_data
 from cora.runs.settings import RunConfig
 from cora.runs.thoughts import _by_counts, _decisions, write_thoughts
 from cora.runs.writer import Cache
+from tests.films import write_ratings
 
 
 @pytest.fixture(scope="session")
@@ -41,20 +42,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    random = np.random.default_rng(0)
-    items = random.integers(0, 30, 400)
-    frame = pd.DataFrame(
-        {
-            "user_id": random.integers(0, 20, 400),
-            "item_id": items,
-            "rating": np.where(random.random(400) < np.where(items % 2, 0.8, 0.2), 5, 2),
-            "timestamp": np.sort(random.integers(0, 250, 400)),
-            "title": [f"film {item}" for item in items],
-        }
-    )
-    path = tmp_path_factory.mktemp("data") / "films.csv"
-    frame.to_csv(path, index=False)
-    return path
+    return write_ratings(tmp_path_factory.mktemp("data") / "films.csv", np.arange(400) * 250 // 400)
 
 
 def config(base_folder: Path, ratings: Path) -> RunConfig:

@@ -14,7 +14,7 @@ from cora.methods.reclora.model import RecLoRAModel
 from cora.methods.samples import Samples
 from cora.methods.tallrec.config import TALLRecConfig
 from cora.methods.tallrec.model import TALLRecModel
-from cora_kernels import use_backend
+from tests.model.agreement import assert_it_starts_as_the_base_model, assert_users_and_items_count
 
 USERS, ITEMS = torch.tensor([30, 10, 20, 10, 30]), torch.tensor([7, 5, 5, 6, 7])
 
@@ -41,13 +41,9 @@ def test_published_settings() -> None:
     assert (config.meta_loras, config.gate_width, config.mix) == (8, 60, "factors")
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("mix", ["factors", "outputs"])
 def test_it_starts_as_the_base_model(make_base: Any, padded: Any, mix: str) -> None:
-    with use_backend("chain"):
-        model = build(make_base("llama"), trained=False, mix=mix)
-        scores = model.score(*padded, USERS, ITEMS)
-        assert torch.equal(scores, model.score(*padded, USERS, ITEMS, adapted=False))
+    assert_it_starts_as_the_base_model(build(make_base("llama"), trained=False, mix=mix), padded, USERS, ITEMS)
 
 
 @torch.no_grad()
@@ -73,12 +69,8 @@ def test_padded_scores_are_those_one_by_one(make_base: Any, padded: Any, prompts
         torch.testing.assert_close(alone[0], together[row], atol=3e-5, rtol=1e-4)
 
 
-@torch.no_grad()
 def test_the_pair_counts(make_base: Any, padded: Any) -> None:
-    model = build(make_base("llama"))
-    scores = model.score(*padded, USERS, ITEMS)
-    assert not torch.allclose(scores, model.score(*padded, USERS.roll(1), ITEMS), atol=1e-4)
-    assert not torch.allclose(scores, model.score(*padded, USERS, ITEMS.roll(1)), atol=1e-4)
+    assert_users_and_items_count(build(make_base("llama")), padded, USERS, ITEMS)
 
 
 def test_it_learns_and_neither_the_language_model_nor_the_vectors_do(make_base: Any, padded: Any) -> None:

@@ -12,7 +12,7 @@ from cora import CoRAConfig, CoRAModel
 from cora.collaborative import CollaborativeEmbeddings
 from cora.generators import GENERATORS
 from cora.methods.samples import Samples
-from cora_kernels import use_backend
+from tests.model.agreement import assert_it_starts_as_the_base_model
 
 USERS, ITEMS = torch.tensor([30, 10, 20, 10, 30]), torch.tensor([7, 5, 5, 6, 7])
 
@@ -29,13 +29,8 @@ def build(base: PreTrainedModel, trained: bool = True, **changes: Any) -> CoRAMo
     return model.eval()
 
 
-@torch.no_grad()
 def test_it_starts_as_the_base_model(make_base: Any, prompts: Any, pad: Any) -> None:
-    ids, mask = pad(prompts, "left")
-    with use_backend("chain"):
-        model = build(make_base("llama"), trained=False)
-        scores = model.score(ids, mask, USERS, ITEMS)
-        assert torch.equal(scores, model.score(ids, mask, USERS, ITEMS, adapted=False))
+    assert_it_starts_as_the_base_model(build(make_base("llama"), trained=False), pad(prompts, "left"), USERS, ITEMS)
 
 
 @torch.no_grad()

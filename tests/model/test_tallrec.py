@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from cora.methods import METHODS, load_method
 from cora.methods.tallrec.config import TALLRecConfig
 from cora.methods.tallrec.model import TALLRecModel
-from cora_kernels import use_backend
+from tests.model.agreement import assert_it_starts_as_the_base_model
 
 USERS, ITEMS = torch.tensor([30, 10, 20, 10, 40]), torch.tensor([7, 5, 5, 6, 7])
 
@@ -29,13 +29,8 @@ def test_published_settings() -> None:
     assert (config.r, config.scaling, config.dropout, config.target_modules) == (8, 2.0, 0.05, ("q_proj", "v_proj"))
 
 
-@torch.no_grad()
 def test_it_starts_as_the_base_model(make_base: Any, prompts: Any, pad: Any) -> None:
-    ids, mask = pad(prompts, "left")
-    with use_backend("chain"):
-        model = build(make_base("llama"), trained=False)
-        scores = model.score(ids, mask, USERS, ITEMS)
-        assert torch.equal(scores, model.score(ids, mask, USERS, ITEMS, adapted=False))
+    assert_it_starts_as_the_base_model(build(make_base("llama"), trained=False), pad(prompts, "left"), USERS, ITEMS)
 
 
 @torch.no_grad()

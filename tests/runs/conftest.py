@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -12,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from cora.runs.settings import RunConfig
 from cora.runs.train import train
+from tests.films import write_ratings
 
 PROMPT = "Liked {history} . Asked {title} ? Answer :"
 
@@ -39,21 +39,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """400 ratings of 20 users and 30 films, the odd ones liked more."""
-    random = np.random.default_rng(0)
-    items = random.integers(0, 30, 400)
-    liked = random.random(400) < np.where(items % 2, 0.8, 0.2)
-    frame = pd.DataFrame(
-        {
-            "user_id": random.integers(0, 20, 400),
-            "item_id": items,
-            "rating": np.where(liked, 5, 2),
-            "timestamp": np.arange(400) * 60,
-            "title": [f"film {item}" for item in items],
-        }
-    )
-    path = tmp_path_factory.mktemp("data") / "films.csv"
-    frame.to_csv(path, index=False)
-    return path
+    return write_ratings(tmp_path_factory.mktemp("data") / "films.csv", np.arange(400) * 60)
 
 
 @pytest.fixture(scope="session")
