@@ -20,18 +20,15 @@
 
 #include "base_panels.h"
 #include "block_memory.h"
+#include "block_modes.h"
 #include "lowrank_gemm.h"
 
 namespace cora::cpu {
 
-// Samples of at most this many rows have their factors read in place: packing them would cost more.
-constexpr int64_t kFewRows = 3;
-
 // So many bytes of products are computed at a time: long stretches of the factors' rows, but no more than stays in L2.
 constexpr int64_t kProductBytes = 256 * 1024;
 
-// The largest rank whose S is joined with the first panel of W, and how many rows are joined in one go.
-constexpr int64_t kJointRank = 16;
+// How many rows are joined in one go.
 constexpr int64_t kJointRows = 24;
 
 class BlockWorker {
@@ -41,16 +38,15 @@ class BlockWorker {
         kernels_(kernels),
         low_(low_panel(gemm.dtype, kernels)),
         row_bytes_(row_bytes(low_)),
-        by_block_(low_ == Panel::kPairs && kernels.block_product),
-        can_join_(low_ == Panel::kPairs && kernels.joint && !by_block_ && joinable(gemm)),
+        modes_(gemm, kernels),
         group_panels_(std::max<int64_t>(kProductBytes / (max_rows * kTileCols * 4), 1)),
-        memory_(gemm, kernels, max_rows, group_panels_ * kTileCols, by_block_ || can_join_ ? kTileCols : 0),
+        memory_(gemm, kernels, max_rows, group_panels_ * kTileCols, modes_.by_block || modes_.can_join ? kTileCols : 0),
         base_panels_(gemm, kernels, memory_),
         operands_(gemm.operands.size()),
         packed_sample_(memory_.expand_panels.size()) {}
 
   ~BlockWorker() {
-    if (by_block_) kernels_.release();
+    if (modes_.by_block) kernels_.release();
   }
 
   // Makes rows [begin, end) current.
@@ -77,7 +73,7 @@ class BlockWorker {
 
   // Computes S of the current rows. Where expand comes next for the same rows, their first panel may be joined.
   void shrink(bool expands_next) {
-    joined_ = expands_next && can_join_ && !any_in_place();
+    joined_ = expands_next && modes_.can_join && !modes_.any_in_place(begin_, end_);
     for (const Shrink& shrink : gemm_.shrinks) {
       if (shrink.terms.empty()) continue;
       const bool per_sample = gemm_.scales || any_per_sample(shrink.terms);
@@ -85,7 +81,7 @@ class BlockWorker {
         for (int64_t row = begin_; row < end_;) {
           const int64_t sample = per_sample ? gemm_.segments.find(row) : 0;
           const int64_t stop = per_sample ? std::min(end_, gemm_.segments.end(sample)) : end_;
-          if (in_place(shrink.terms, sample)) {
+          if (modes_.in_place(shrink.terms, sample)) {
             for (; row < stop; ++row)
               shrink_row(shrink, sample, row, col);
           } else {
@@ -98,7 +94,7 @@ class BlockWorker {
   }
 
   // How many panels expand is best asked for: one, or as many as share the products of rows in place.
-  int64_t panels_at_once() const { return any_in_place() ? group_panels_ : 1; }
+  int64_t panels_at_once() const { return modes_.any_in_place(begin_, end_) ? group_panels_ : 1; }
 
   // Computes panels [first, last) of the current rows, counted through all outputs. S must be there.
   void expand(int64_t first, int64_t last) {
@@ -123,37 +119,6 @@ class BlockWorker {
     const char* data;
     int64_t stride;
   };
-
-  // Whether there is one S of small rank, and the first output is of the same row operands.
-  static bool joinable(const LowRankGemm& gemm) {
-    if (gemm.shrinks.size() != 1 || gemm.shrinks[0].rank > kJointRank || gemm.outputs.empty()) return false;
-    const auto& terms = gemm.shrinks[0].terms;
-    const auto& bases = gemm.outputs[0].bases;
-    return !terms.empty() && std::equal(terms.begin(), terms.end(), bases.begin(), bases.end(),
-                                        [](const auto& t, const auto& b) { return t.operand == b.operand; });
-  }
-
-  // Whether some of the current rows have their factors read in place.
-  bool any_in_place() const {
-    for (int64_t row = begin_; row < end_;) {
-      const int64_t sample = gemm_.segments.find(row);
-      for (const Shrink& shrink : gemm_.shrinks) {
-        if (in_place(shrink.terms, sample)) return true;
-      }
-      for (const Output& output : gemm_.outputs) {
-        if (in_place(output.expands, sample)) return true;
-      }
-      row = gemm_.segments.end(sample);
-    }
-    return false;
-  }
-
-  // Whether this sample's factors are read in place. Nothing but the sample decides: neither the threads nor the tile.
-  template <class Terms>
-  bool in_place(const Terms& terms, int64_t sample) const {
-    return gemm_.segments.end(sample) - gemm_.segments.begin(sample) <= kFewRows && any_per_sample(terms) &&
-           std::all_of(terms.begin(), terms.end(), [](const auto& term) { return term.factor.col_stride == 1; });
-  }
 
   Strip strip(int operand, int64_t row, const void* panel, int64_t panel_stride) const {
     const Operand& rows = operands_[operand];
@@ -244,7 +209,7 @@ class BlockWorker {
     for (int64_t row = begin_; row < end_;) {
       const int64_t sample = gemm_.segments.find(row);
       const int64_t stop = std::min(end_, gemm_.segments.end(sample));
-      if (!in_place(output.expands, sample)) {
+      if (!modes_.in_place(output.expands, sample)) {
         row = stop;
         continue;
       }
@@ -264,8 +229,8 @@ class BlockWorker {
     const int cols = std::min<int64_t>(output.cols - col, kTileCols);
     const bool per_sample = any_per_sample(output.expands);
     std::fill(packed_sample_.begin(), packed_sample_.end(), -1);
-    if (by_block_) multiply_block(output, panel, place);
-    const bool ready = by_block_ || (joined_ && panel == 0 && &output == gemm_.outputs.data());
+    if (modes_.by_block) multiply_block(output, panel, place);
+    const bool ready = modes_.by_block || (joined_ && panel == 0 && &output == gemm_.outputs.data());
     strips_.clear();
     if (!ready) add_bases(output, panel, begin_);
     const int n_base = strips_.size();
@@ -295,7 +260,7 @@ class BlockWorker {
   // Whether the sample at `row` has rows in place, or less than a tile from here on.
   bool is_short(const Output& output, int64_t row) const {
     const int64_t sample = gemm_.segments.find(row), sample_end = gemm_.segments.end(sample);
-    return sample_end < std::min(end_, row + kTileRows) || in_place(output.expands, sample);
+    return sample_end < std::min(end_, row + kTileRows) || modes_.in_place(output.expands, sample);
   }
 
   // The rows from here on that are multiplied with a weight together: tiles that begin with such a sample.
@@ -313,7 +278,7 @@ class BlockWorker {
                     float* c) {
     const int64_t col = panel * kTileCols;
     const int cols = std::min<int64_t>(output.cols - col, kTileCols);
-    const bool all = all_in_place(output, row, rows);
+    const bool all = modes_.all_in_place(output, row, row + rows);
     const Destination to = destination(output, row, col);
     if (place >= 0) begin_rows(output, row, rows, place, c);
     tile()(rows, cols, strips_.data(), n_base, nullptr, 0, true, c, all ? &to : nullptr);
@@ -322,24 +287,17 @@ class BlockWorker {
       const int64_t stop = std::min(row + rows, gemm_.segments.end(sample));
       const Destination part = destination(output, start, col);
       strips_.resize(n_base);
-      if (!in_place(output.expands, sample)) add_expands(output, sample, start, col, cols);
+      if (!modes_.in_place(output.expands, sample)) add_expands(output, sample, start, col, cols);
       tile()(stop - start, cols, nullptr, 0, strips_.data() + n_base, strips_.size() - n_base, true,
              c + (start - row) * kTileCols, &part);
       start = stop;
     }
   }
 
-  bool all_in_place(const Output& output, int64_t row, int64_t rows) const {
-    for (int64_t i = row; i < row + rows; ++i) {
-      if (!in_place(output.expands, gemm_.segments.find(i))) return false;
-    }
-    return true;
-  }
-
   // c [rows x 48] = the products of the rows that are in place, zero in the others.
   void begin_rows(const Output& output, int64_t row, int64_t rows, int64_t place, float* c) const {
     for (int64_t i = row; i < row + rows; ++i, c += kTileCols) {
-      if (in_place(output.expands, gemm_.segments.find(i))) {
+      if (modes_.in_place(output.expands, gemm_.segments.find(i))) {
         std::copy_n(memory_.products + ((i - begin_) * group_panels_ + place) * kTileCols, kTileCols, c);
       } else {
         std::fill_n(c, kTileCols, 0.f);
@@ -390,10 +348,8 @@ class BlockWorker {
   const Kernels& kernels_;
   const Panel low_;
   const int64_t row_bytes_;
-  // The mode "by block" holds.
-  const bool by_block_;
-  // The mode "joined" may hold; and it does for the current rows.
-  const bool can_join_;
+  const BlockModes modes_;
+  // The mode "joined" holds for the current rows.
   bool joined_ = false;
   // S of the current rows is there in bf16.
   bool rounded_ = false;
