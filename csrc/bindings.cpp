@@ -24,6 +24,10 @@ TORCH_LIBRARY(cora_kernels, m) {
   m.def(
       "cpu_attention_backward(Tensor g, Tensor q, Tensor k, Tensor v, Tensor sums, Tensor cu_seqlens, Tensor? parents, "
       "float scale) -> (Tensor, Tensor, Tensor)");
+  m.def("cpu_rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)");
+  m.def("cpu_rms_norm_backward(Tensor g, Tensor x, Tensor weight, Tensor scales) -> Tensor");
+  m.def("cpu_silu_gate(Tensor gate, Tensor up) -> Tensor");
+  m.def("cpu_silu_gate_backward(Tensor g, Tensor gate, Tensor up) -> (Tensor, Tensor)");
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

@@ -15,6 +15,7 @@ from cora.llm.head import AnswerHead
 from cora.llm.packing import Packing, packed_arguments
 from cora.llm.patch import patch
 from cora.llm.patched_linear import LoRALinear
+from cora.llm.pointwise import Pointwise
 from cora.llm.resizing import refuse_resizing
 
 Deltas = Mapping[str, Delta]
@@ -48,6 +49,7 @@ class Scorer:
         self._trainable = [parameter for parameter in base_model.parameters() if parameter.requires_grad]
         base_model.requires_grad_(False)
         self._packing = Packing(base_model)
+        self._pointwise = Pointwise(base_model)
         base_model.set_submodule(self._head_name, AnswerHead(head, answer_ids, self.patch.calls))
         refuse_resizing(base_model)
 
@@ -152,6 +154,7 @@ class Scorer:
         """Gives the base model back as it was before: the very same modules, requires_grad included."""
         self.patch.remove()
         self._packing.remove()
+        self._pointwise.remove()
         head = self.base.get_submodule(self._head_name)
         if isinstance(head, AnswerHead):
             self.base.set_submodule(self._head_name, head.head)

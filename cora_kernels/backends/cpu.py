@@ -75,6 +75,25 @@ def attention_backward(
     return torch.ops.cora_kernels.cpu_attention_backward.default(g, q, k, v, sums, cu_seqlens, parents, scale)
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """y [M, N]; and the scale of each row, fp32 [M], which the backward needs."""
+    return torch.ops.cora_kernels.cpu_rms_norm.default(x, weight, eps)
+
+
+def rms_norm_backward(g: Tensor, x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    """dx."""
+    return torch.ops.cora_kernels.cpu_rms_norm_backward.default(g, x, weight, scales)
+
+
+def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
+    return torch.ops.cora_kernels.cpu_silu_gate.default(gate, up)
+
+
+def silu_gate_backward(g: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up."""
+    return torch.ops.cora_kernels.cpu_silu_gate_backward.default(g, gate, up)
+
+
 def _fake_attention(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(2, q.shape[1], q.shape[0], dtype=torch.float32)
 
@@ -83,7 +102,17 @@ def _fake_attention_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: obj
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
+def _fake_rms_norm(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(len(x), dtype=torch.float32)
+
+
 if extension.loaded:
     extension.register_fakes("cpu")
     torch.library.register_fake("cora_kernels::cpu_attention", _fake_attention)
     torch.library.register_fake("cora_kernels::cpu_attention_backward", _fake_attention_backward)
+    torch.library.register_fake("cora_kernels::cpu_rms_norm", _fake_rms_norm)
+    torch.library.register_fake("cora_kernels::cpu_rms_norm_backward", lambda g, x, weight, scales: torch.empty_like(x))
+    torch.library.register_fake("cora_kernels::cpu_silu_gate", lambda gate, up: torch.empty_like(gate))
+    torch.library.register_fake(
+        "cora_kernels::cpu_silu_gate_backward", lambda g, gate, up: (torch.empty_like(gate), torch.empty_like(gate))
+    )

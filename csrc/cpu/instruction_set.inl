@@ -31,6 +31,8 @@ namespace {
 
 #include "softmax.inl"
 
+#include "pointwise.inl"
+
 #include "microkernel.inl"
 }  // namespace
 

@@ -57,6 +57,14 @@ struct Kernels {
   // p and ds for one key and the queries [first, cols), each with a top, share and delta; zero for those before.
   void (*softmax_backward_turned)(const float* s, const float* dp, const float* top, const float* share,
                                   const float* delta, int64_t first, int64_t cols, Dtype dtype, void* p, void* ds);
+  // y = scale · x ∘ weight for one row, scale = 1 / sqrt(mean(x²) + eps), which is returned; and dx of its gradient g.
+  float (*rms_norm)(const void* x, const void* weight, Dtype dtype, int64_t cols, float eps, void* y);
+  void (*rms_norm_backward)(const void* g, const void* x, const void* weight, Dtype dtype, int64_t cols, float scale,
+                            void* dx);
+  // out = gate · sigmoid(gate) · up, element by element; and the gradients of both.
+  void (*silu_gate)(const void* gate, const void* up, Dtype dtype, int64_t n, void* out);
+  void (*silu_gate_backward)(const void* g, const void* gate, const void* up, Dtype dtype, int64_t n, void* dgate,
+                             void* dup);
 };
 
 // The best table this machine runs, or the one named, or null: "avx2", "avx512", "avx512_bf16", "amx".

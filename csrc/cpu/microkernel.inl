@@ -327,5 +327,9 @@ constexpr Kernels table(const char* name) {
           store_transposed,
           softmax,
           softmax_backward,
-          softmax_backward_turned};
+          softmax_backward_turned,
+          rms_norm,
+          rms_norm_backward,
+          silu_gate,
+          silu_gate_backward};
 }

@@ -28,6 +28,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "gemma2": SIZES | dict(head_dim=16, final_logit_softcapping=5.0, sliding_window=8),
     "phi": SIZES | dict(resid_pdrop=0.0, embd_pdrop=0.0),
     "granite": SIZES | dict(logits_scaling=4.0),
+    "smollm3": SIZES,
     "cohere": SIZES | dict(logit_scale=0.25),
     "qwen3": SIZES | dict(head_dim=16),
     "opt": SIZES | dict(ffn_dim=80, word_embed_proj_dim=48, dropout=0.0, attention_dropout=0.0),

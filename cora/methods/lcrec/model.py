@@ -21,6 +21,7 @@ from cora.llm.deltas import Delta
 from cora.llm.packing import Packing, packed_arguments
 from cora.llm.patch import Patch, patch
 from cora.llm.patched_linear import LoRALinear
+from cora.llm.pointwise import Pointwise
 from cora.methods.adapted_model import AdaptedModel
 from cora.methods.lcrec.config import LCRecConfig
 from cora.methods.lcrec.decoding import TreeDecoder
@@ -77,6 +78,7 @@ class LCRecModel(AdaptedModel, SharedLoRA):
         self._trainable = [one for one in base_model.parameters() if one.requires_grad]
         base_model.requires_grad_(False)
         self._packing = Packing(base_model)
+        self._pointwise = Pointwise(base_model)
         self.codes, self.embeddings = codes, embeddings
         with self.or_unpatched():
             self.tokens = CodeTokens(base_model, codes)
@@ -95,6 +97,7 @@ class LCRecModel(AdaptedModel, SharedLoRA):
     def unpatch(self) -> PreTrainedModel:
         self._patch.remove()
         self._packing.remove()
+        self._pointwise.remove()
         for parameter in self._trainable:
             parameter.requires_grad_(True)
         base: PreTrainedModel = self.base

@@ -1,0 +1,84 @@
+"""What lies between the linears of a language model: the norm of Llama's kind and the gate of its MLP."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cora_kernels import dispatch
+from cora_kernels.backends import cpu
+from cora_kernels.checks import has_tangent, plain, transform
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """y = x / sqrt(mean(x²) + eps) ∘ weight, over the last dimension.
+
+    x: [..., N] of any float dtype; weight: [N]. Returns y like x. Differentiable in x and weight. Where the weight is
+    frozen, on a CPU, one kernel reads x from memory once; else torch's operators serve, in float32 as in transformers.
+    The kernel does not round x / sqrt(…) to x's dtype in between.
+
+    Raises ValueError for a weight of another shape. Source: Zhang and Sennrich, Root Mean Square Layer Normalization,
+    NeurIPS 2019.
+    """
+    if weight.shape != x.shape[-1:]:
+        raise ValueError(f"weight must be {list(x.shape[-1:])}, as the last dimension of x, got {list(weight.shape)}")
+    if _served(x, weight) and not (torch.is_grad_enabled() and weight.requires_grad):
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        return _RMSNorm.apply(rows, weight.contiguous(), eps).view(x.shape)
+    wide = x.to(torch.float32) if x.dtype in _DTYPES else x
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
+    """y = gate ∘ sigmoid(gate) ∘ up.
+
+    gate, up: tensors of one shape and float dtype. Returns y like them. Differentiable in both. On a CPU one kernel
+    reads both from memory once, and rounds once; else torch's operators serve.
+
+    Raises ValueError for unlike shapes. Source: Shazeer, GLU Variants Improve Transformer, 2020, arXiv 2002.05202.
+    """
+    if gate.shape != up.shape:
+        raise ValueError(f"up must be {list(gate.shape)}, as gate, got {list(up.shape)}")
+    if _served(gate, up):
+        return _SiluGate.apply(gate.contiguous(), up.contiguous())
+    return F.silu(gate) * up
+
+
+def _served(*tensors: Tensor) -> bool:
+    """Whether the kernels compute with these: plain tensors of one dtype on a CPU, and nobody watches."""
+    if torch.compiler.is_compiling() or dispatch.asked(None) not in (None, "cpu") or cpu.availability() is not None:
+        return False
+    kinds = all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors)
+    dtype = tensors[0].dtype
+    if not kinds or dtype not in _DTYPES or any(t.dtype != dtype for t in tensors) or torch.is_autocast_enabled("cpu"):
+        return False
+    return transform() is None and not has_tangent(*tensors) and not torch.jit.is_tracing()
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y, scales = cpu.rms_norm(x, weight, eps)
+        ctx.save_for_backward(x, weight, scales)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return cpu.rms_norm_backward(plain(g, "grad_outputs").contiguous(), *ctx.saved_tensors), None, None
+
+
+class _SiluGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return cpu.silu_gate(gate, up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        return cpu.silu_gate_backward(plain(g, "grad_outputs").contiguous(), *ctx.saved_tensors)
