@@ -49,7 +49,7 @@ class Scorer:
         self._trainable = [parameter for parameter in base_model.parameters() if parameter.requires_grad]
         base_model.requires_grad_(False)
         self._packing = Packing(base_model)
-        self._pointwise = Pointwise(base_model)
+        self._pointwise = Pointwise(base_model, self.patch.calls)
         base_model.set_submodule(self._head_name, AnswerHead(head, answer_ids, self.patch.calls))
         refuse_resizing(base_model)
 

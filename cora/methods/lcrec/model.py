@@ -78,7 +78,7 @@ class LCRecModel(AdaptedModel, SharedLoRA):
         self._trainable = [one for one in base_model.parameters() if one.requires_grad]
         base_model.requires_grad_(False)
         self._packing = Packing(base_model)
-        self._pointwise = Pointwise(base_model)
+        self._pointwise = Pointwise(base_model, handle.calls)
         self.codes, self.embeddings = codes, embeddings
         with self.or_unpatched():
             self.tokens = CodeTokens(base_model, codes)

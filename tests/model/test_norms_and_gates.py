@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cora.llm import pointwise
+from cora.llm.calls import Call, Calls
 from cora.llm.pointwise import Pointwise
 from cora_kernels import backends, use_backend
 
@@ -24,6 +25,12 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+def adapted() -> Calls:
+    """Those of a model whose forwards have a delta."""
+    delta: Any = None
+    return Calls(Call({"some linear": delta}))
+
+
 def logits_and_gradient(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     embedded = model.get_input_embeddings()(IDS).detach().requires_grad_()
     logits = model(inputs_embeds=embedded).logits
@@ -38,7 +45,7 @@ def test_the_same_as_the_modules_have_it(
     model = make_base(architecture).requires_grad_(False)
     kinds = [type(module) for module in model.modules()]
     expected = logits_and_gradient(model)
-    handle = Pointwise(model)
+    handle = Pointwise(model, adapted())
     assert [type(module).__name__ for module in model.modules()] == [kind.__name__ for kind in kinds]
     with use_backend(backend):
         found = logits_and_gradient(model)
@@ -52,18 +59,28 @@ def test_the_same_as_the_modules_have_it(
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("call", [None, Call({})])
+def test_without_deltas_it_is_the_base_model_bit_for_bit(make_base: Any, served: list[str], call: Call | None) -> None:
+    model = make_base("llama").requires_grad_(False)
+    expected = logits_and_gradient(model)
+    Pointwise(model, Calls(call))
+    for one, other in zip(logits_and_gradient(model), expected, strict=True):
+        assert torch.equal(one, other)
+    assert not served
+
+
 @pytest.mark.parametrize("architecture", ["gemma", "gpt2", "phi", "opt", "cohere"])
 def test_other_architectures_are_left_alone(make_base: Any, architecture: str) -> None:
     model = make_base(architecture)
     kinds = [type(module) for module in model.modules()]
-    Pointwise(model)
+    Pointwise(model, adapted())
     assert [type(module) for module in model.modules()] == kinds
 
 
 def test_another_activation_is_left_alone(make_base: Any) -> None:
     model = make_base("llama", hidden_act="gelu")
     kinds = [type(module) for module in model.modules()]
-    Pointwise(model)
+    Pointwise(model, adapted())
     assert [type(module) for module in model.modules()] == kinds
 
 
@@ -72,7 +89,7 @@ def test_a_replaced_forward_is_not_bypassed(make_base: Any, served: list[str]) -
     mlp = model.model.layers[0].mlp
     mlp.forward = lambda x: torch.zeros_like(x)
     expected = logits_and_gradient(model)
-    Pointwise(model)
+    Pointwise(model, adapted())
     assert torch.allclose(logits_and_gradient(model)[0], expected[0], atol=1e-4)
     assert served.count("silu_gate") == 1
 
@@ -82,7 +99,7 @@ def test_weights_that_are_trained_have_their_gradients(make_base: Any) -> None:
     found = []
     for replaced in (False, True):
         if replaced:
-            Pointwise(model)
+            Pointwise(model, adapted())
         model.zero_grad()
         model(IDS, labels=IDS).loss.backward()
         found.append({name: one.grad for name, one in model.named_parameters()})
@@ -93,7 +110,7 @@ def test_weights_that_are_trained_have_their_gradients(make_base: Any) -> None:
 @torch.no_grad()
 def test_a_copy_is_a_model_of_its_own(make_base: Any) -> None:
     model = make_base("llama")
-    handle = Pointwise(model)
+    handle = Pointwise(model, adapted())
     copied = copy.deepcopy(model)
     handle.remove()
     for parameter in model.parameters():
