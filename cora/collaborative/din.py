@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from cora.collaborative.embeddings import CollaborativeEmbeddings, with_mean
-from cora.collaborative.fitting import FitResult, Recipe, TrainingRows, check_dim, check_times
+from cora.collaborative.fitting import FitResult, Recipe, TrainingRows, check_dim
 from cora.collaborative.item_factors import item_factors
 from cora.collaborative.pair_encoder import PairEncoder, vectors_of_pairs
-from cora.collaborative.past_fitting import fit_by_pasts
+from cora.collaborative.past_fitting import PastModel, fit_by_pasts
 from cora.collaborative.pasts import Pasts
 
 _FACTOR_SIZE = 1.0  # root mean square of the items' vectors at the start: products of small ones learn late
@@ -46,26 +46,20 @@ def train_din(
     al., arXiv 2408.03533), which has 60 ratings of a past, and fields and layers of 256 that small data do not bear.
     """
     check_dim(dim)
-    check_times(train, valid)
-    rows = TrainingRows.of(train, valid)
     width = (dim - 1) // 2
-    recipe = Recipe(learning_rate, weight_decay, batch_size, max_epochs, patience)
 
-    def make() -> _DIN:
+    def make(rows: TrainingRows) -> _DIN:
         factors = _FACTOR_SIZE * item_factors(rows, width, seed).float()
         return _DIN(factors, PairEncoder(width, dim - 1 - width, hidden, max_length, dropout))
 
-    fitted = fit_by_pasts("DIN", make, _DIN.scores, rows, train, valid, recipe, max_length, seed)
-    model = fitted.model
-    users = model.vectors(fitted.whole, torch.full((len(rows.user_ids),), len(model.q)))
-    embeddings = CollaborativeEmbeddings(
-        rows.user_ids, rows.item_ids, users, model.items(), "din", model.encoder.state_dict()
-    )
-    return embeddings, FitResult(embeddings, fitted.valid_aucs, fitted.best_epoch)
+    recipe = Recipe(learning_rate, weight_decay, batch_size, max_epochs, patience)
+    return fit_by_pasts("din", make, train, valid, recipe, max_length, seed)
 
 
-class _DIN(nn.Module):
+class _DIN(PastModel):
     """score = <w, c> + b_i, c of the past of each row and its item."""
+
+    encoder: PairEncoder
 
     def __init__(self, factors: Tensor, encoder: PairEncoder) -> None:
         super().__init__()
@@ -87,8 +81,3 @@ class _DIN(nn.Module):
     def items(self) -> Tensor:
         """e_i = [w, b_i, q_i]."""
         return torch.cat([self.w.weight.expand(len(self.q), -1), self.b[:, None], self.q], 1)
-
-    @torch.no_grad()
-    def scores(self, past: Pasts, asked: Tensor) -> Tensor:
-        """<e_u, e_i> of pasts and items."""
-        return (self.vectors(past, asked) * with_mean(self.items())[asked]).sum(1)

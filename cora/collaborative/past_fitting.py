@@ -1,7 +1,6 @@
 """The fit that models of pasts share: what each row's user rated earlier, read by an encoder that is trained on it."""
 
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -10,52 +9,64 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cora.collaborative.fitting import Recipe, TrainingRows, epochs, row_of
+from cora.collaborative.embeddings import CollaborativeEmbeddings, with_mean
+from cora.collaborative.fitting import FitResult, Recipe, TrainingRows, check_times, epochs, row_of
 from cora.collaborative.pasts import Pasts
 from cora.data.histories import pasts
 
 _SORTED = 16  # batches of pasts of similar length, made of so many shuffled ones
-_Model = TypeVar("_Model", bound=nn.Module)
 
 
-class PastFit(NamedTuple, Generic[_Model]):
-    """The model of the best epoch; the pasts of the users of train after their last row, in the order of rows.user_ids;
-    the valid AUC of every epoch, and which was the best."""
+class PastModel(nn.Module):
+    """Logits of likes [b] of pasts, whose items, labels and `there` are [b, t], and the rows [b] of the items asked
+    about. `encoder` makes the vectors of users; the logits are inner products of vectors."""
 
-    model: _Model
-    whole: Pasts
-    valid_aucs: list[float]
-    best_epoch: int
+    encoder: nn.Module
+
+    def vectors(self, past: Pasts, asked: Tensor) -> Tensor:
+        """e_u [n, d] of n pasts and the rows of the items asked about, the last of all the mean item; detached."""
+        raise NotImplementedError
+
+    def items(self) -> Tensor:
+        """e_i [I, d], detached."""
+        raise NotImplementedError
+
+    def scores(self, past: Pasts, asked: Tensor) -> Tensor:
+        """<e_u, e_i> [n]."""
+        return (self.vectors(past, asked) * with_mean(self.items())[asked]).sum(1)
 
 
 def fit_by_pasts(
     name: str,
-    make: Callable[[], _Model],
-    scores: Callable[[_Model, Pasts, Tensor], Tensor],
-    rows: TrainingRows,
+    make: Callable[[TrainingRows], PastModel],
     train: pd.DataFrame,
     valid: pd.DataFrame,
     recipe: Recipe,
     max_length: int,
     seed: int,
-) -> PastFit[_Model]:
+) -> tuple[CollaborativeEmbeddings, FitResult]:
     """minimise BCE(model(items, labels, there, item), label) by Adam, the first three the newest `max_length` rows of
     the past of each row's user; the epoch of the best AUC on valid, whose pasts hold rows of both frames, is kept.
 
-    scores: of pasts and the rows of the items asked about. The global random state is left as it was.
+    name: of the user encoder whose weights the embeddings carry; their users' table holds e_u after all of each user's
+    rows in train. The global random state is left as it was.
+
+    Raises ValueError, naming the frame, for a missing column, no rows or labels of one class only.
     """
+    check_times(train, valid)
+    rows = TrainingRows.of(train, valid)
     past = _pasts_of(rows, train, train)
     valid_past = _pasts_of(rows, valid, pd.concat([train, valid]))
     with torch.random.fork_rng(devices=[]):  # initial weights and dropout draw from the global state
         torch.manual_seed(seed)
-        model = make()
+        model = make(rows)
 
         def loss(batch: Tensor) -> Tensor:
             logits = model.train()(*past.newest(batch, max_length), rows.item[batch])
             return functional.binary_cross_entropy_with_logits(logits, rows.label[batch])
 
         def valid_auc(_: dict[str, Tensor]) -> float:
-            return float(roc_auc_score(rows.valid_label, scores(model, valid_past, rows.valid_item).numpy()))
+            return float(roc_auc_score(rows.valid_label, model.scores(valid_past, rows.valid_item).numpy()))
 
         best, aucs, best_epoch = epochs(
             name,
@@ -69,7 +80,10 @@ def fit_by_pasts(
     model.load_state_dict(best)
     # After their last row, asked about no item: their whole past.
     ends = pd.DataFrame({"user_id": rows.user_ids, "item_id": None, "timestamp": np.iinfo(np.int64).max})
-    return PastFit(model, _pasts_of(rows, ends, train), aucs, best_epoch)
+    items = model.items()
+    users = model.vectors(_pasts_of(rows, ends, train), torch.full((len(ends),), len(items)))
+    embeddings = CollaborativeEmbeddings(rows.user_ids, rows.item_ids, users, items, name, model.encoder.state_dict())
+    return embeddings, FitResult(embeddings, aucs, best_epoch)
 
 
 def _pasts_of(rows: TrainingRows, of: pd.DataFrame, known: pd.DataFrame) -> Pasts:
