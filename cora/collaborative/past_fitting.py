@@ -24,7 +24,7 @@ class PastModel(nn.Module):
     encoder: nn.Module
 
     def vectors(self, past: Pasts, asked: Tensor) -> Tensor:
-        """e_u [n, d] of n pasts and the rows of the items asked about, the last of all the mean item; detached."""
+        """e_u [n, d] of n pasts and the rows of the items asked about, row I the mean item; detached."""
         raise NotImplementedError
 
     def items(self) -> Tensor:

@@ -30,3 +30,13 @@ class Generator(nn.Module):
 
     def forward(self, e_u: Tensor, e_i: Tensor, affinity: Tensor) -> dict[str, Delta]:
         raise NotImplementedError
+
+    def weights(self, e_u: Tensor, e_i: Tensor, affinity: Tensor) -> dict[str, Tensor]:
+        """{linear name: α [B, n]}: how much of each of n learned LoRAs every sample gets, of a generator that mixes
+        some; none of the others."""
+        return {}
+
+    def spread(self, e_u: Tensor, e_i: Tensor, affinity: Tensor) -> dict[str, float]:
+        """What tells, by name, whether what is generated has become one and the same for all pairs; nothing of a
+        generator that does not say."""
+        return {}

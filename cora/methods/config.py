@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cora.checks import as_tuple, check_flag, check_int, check_share, is_number
+from cora.generators.generator import Generator
 from cora.prompts.template import DEFAULT_TEXT, PromptTemplate
 from cora.tensors import read_json
 
@@ -197,3 +198,16 @@ class PairConfig(MethodConfig):
         check_flag("offset", self.offset)
         check_share("user_dropout", self.user_dropout)
         check_share("item_dropout", self.item_dropout)
+
+
+class GeneratedConfig(PairConfig):
+    """A PairConfig that says which generator makes the deltas."""
+
+    @property
+    def generator_class(self) -> type[Generator]:
+        raise NotImplementedError
+
+    @property
+    def options(self) -> Any:
+        """The generator's own Options."""
+        raise NotImplementedError

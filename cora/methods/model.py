@@ -83,6 +83,14 @@ class MethodModel(AdaptedModel):
     def at(self, done: float) -> None:
         """Told before every step of training which share of the steps is done, from 0 to 1."""
 
+    def gate_weights(self, samples: Samples) -> dict[str, Tensor]:
+        """{linear name: α [B, n]}: how much of each of n learned LoRAs every sample gets, where a method mixes some."""
+        return {}
+
+    def watched(self, samples: Samples) -> dict[str, float]:
+        """What is logged by name with every validation beside its loss: whether a gate has collapsed."""
+        return {}
+
     def offsets(self, samples: Samples) -> Tensor | None:
         """[B], what is added to what the language model says of each sample; None for nothing."""
         return None

@@ -88,7 +88,7 @@ def test_it_learns_and_neither_the_language_model_nor_the_vectors_do(make_base: 
     assert losses[-1] < 0.5 * losses[0]
     assert all(one.grad is not None and one.grad.any() for one in trained)
     assert all(one.grad is None for name, one in model.named_parameters() if not name.startswith("generator."))
-    assert model.spread(Samples(USERS, ITEMS)).keys() == {"gate_entropy", "b_cosine"}
+    assert model.watched(Samples(USERS, ITEMS)).keys() == {"gate_entropy", "b_cosine"}
 
 
 def test_round_trip(make_base: Any, padded: Any, tmp_path: Path) -> None:

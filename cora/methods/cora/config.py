@@ -4,12 +4,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 from cora.checks import check_choice, check_flag, check_int
+from cora.generators.generator import Generator
 from cora.generators.options import GENERATORS, check_option, generator_class, option_names, options_of
-from cora.methods.config import PairConfig
+from cora.methods.config import GeneratedConfig
 
 
 @dataclass(init=False)
-class CoRAConfig(PairConfig):
+class CoRAConfig(GeneratedConfig):
     """y = x·Wᵀ + (alpha / r) · (dropout(x) · A(u, i)) · P: the fields of MethodConfig and PairConfig, and
 
     generator          what makes the deltas of the vectors of user and item: "mlp" (small), "qformer" (as published),
@@ -69,9 +70,12 @@ class CoRAConfig(PairConfig):
         return self.targets_per_prompt
 
     @property
+    def generator_class(self) -> type[Generator]:
+        return generator_class(self.generator)
+
+    @property
     def options(self) -> Any:
-        """The chosen generator's own Options."""
-        made = generator_class(self.generator).Options
+        made = self.generator_class.Options
         return made(**{one.name: self.generator_options[one.name] for one in fields(made)})
 
     def to_dict(self) -> dict[str, Any]:

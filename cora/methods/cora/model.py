@@ -6,16 +6,14 @@ import torch
 from transformers import PreTrainedModel
 
 from cora.collaborative import CollaborativeEmbeddings
-from cora.generators import generator_class
 from cora.generators.shared_part import SharedPart
 from cora.llm.deltas import Delta
-from cora.methods.config import PairConfig
 from cora.methods.cora.config import CoRAConfig
-from cora.methods.pair_model import PairModel
+from cora.methods.generated_model import GeneratedModel
 from cora.methods.samples import Samples
 
 
-class CoRAModel(PairModel):
+class CoRAModel(GeneratedModel):
     """y = x·Wᵀ + (alpha / r) · (x·A(u, i)) · P in every adapted linear of a frozen language model.
 
     The generator makes the deltas of the frozen embeddings as `Pairs` gives them: A(u, i) [B, width, r] of each sample,
@@ -34,22 +32,17 @@ class CoRAModel(PairModel):
     the base model is then as it was.
     """
 
-    Config: ClassVar[type[PairConfig]] = CoRAConfig
+    Config: ClassVar[type[CoRAConfig]] = CoRAConfig
     config: CoRAConfig
     shared_part: SharedPart | None
 
     def __init__(self, base_model: PreTrainedModel, config: CoRAConfig, embeddings: CollaborativeEmbeddings) -> None:
         super().__init__(base_model, config, embeddings)
-        make, dim = generator_class(config.generator), embeddings.users.shape[1]
-        with self.or_unpatched():
-            generator = make(config.options, dim, self.patch.layers, config.r, config.scaling)
-        self.generator = generator.to(base_model.device)
         part = SharedPart(self.patch.layers, config.shared_rank, config.scaling) if config.shared_rank else None
         self.register_module("shared_part", part)
 
     def deltas(self, samples: Samples) -> dict[str, Delta]:
-        """What the generator makes of each sample's user and item."""
-        pair = self.pair(samples)
+        """What the generator makes of each sample's user and item, and what all samples share."""
+        deltas = super().deltas(samples)
         with torch.autocast(self.base.device.type, enabled=False):
-            deltas: dict[str, Delta] = self.generator(*pair)
             return deltas if self.shared_part is None else self.shared_part(deltas)

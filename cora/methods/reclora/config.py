@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cora.generators.gated import GatedOptions
-from cora.methods.config import PairConfig
+from cora.generators.gated import GatedGenerator, GatedOptions
+from cora.methods.config import GeneratedConfig
 
 
 @dataclass
-class RecLoRAConfig(PairConfig):
+class RecLoRAConfig(GeneratedConfig):
     """y = x·Wᵀ + (alpha / r) · (dropout(x) · Σ α_k·A_k) · Σ α_k·B_k: the fields of MethodConfig and PairConfig, and
 
     meta_loras, mix, gate_width, gate_temperature, gate_top, generator_dropout
@@ -39,8 +39,11 @@ class RecLoRAConfig(PairConfig):
             raise ValueError(f"gate_top: expected at most meta_loras {self.meta_loras}, got {self.gate_top}")
 
     @property
+    def generator_class(self) -> type[GatedGenerator]:
+        return GatedGenerator
+
+    @property
     def options(self) -> GatedOptions:
-        """The options of the generator."""
         return GatedOptions(
             self.meta_loras,
             self.mix,

@@ -2,19 +2,11 @@
 
 from typing import ClassVar
 
-import torch
-from transformers import PreTrainedModel
-
-from cora.collaborative import CollaborativeEmbeddings
-from cora.generators.gated import GatedGenerator
-from cora.llm.deltas import Delta
-from cora.methods.config import PairConfig
-from cora.methods.pair_model import PairModel
+from cora.methods.generated_model import GeneratedModel
 from cora.methods.reclora.config import RecLoRAConfig
-from cora.methods.samples import Samples
 
 
-class RecLoRAModel(PairModel):
+class RecLoRAModel(GeneratedModel):
     """y = x·Wᵀ + (alpha / r) · (x·A(u, i)) · B(u, i) in every adapted linear, A and B mixed as `GatedGenerator` says.
 
     The gate reads what `Pairs` gives of a conventional recommender, which is frozen: the vectors of user and item, and
@@ -25,24 +17,5 @@ class RecLoRAModel(PairModel):
     Source: Zhu et al., RecLoRA, arXiv 2408.03533.
     """
 
-    Config: ClassVar[type[PairConfig]] = RecLoRAConfig
+    Config: ClassVar[type[RecLoRAConfig]] = RecLoRAConfig
     config: RecLoRAConfig
-
-    def __init__(self, base_model: PreTrainedModel, config: RecLoRAConfig, embeddings: CollaborativeEmbeddings) -> None:
-        super().__init__(base_model, config, embeddings)
-        dim = embeddings.users.shape[1]
-        with self.or_unpatched():
-            generator = GatedGenerator(config.options, dim, self.patch.layers, config.r, config.scaling)
-        self.generator = generator.to(base_model.device)
-
-    def deltas(self, samples: Samples) -> dict[str, Delta]:
-        """What the gate mixes for each sample's user and item."""
-        pair = self.pair(samples)
-        with torch.autocast(self.base.device.type, enabled=False):
-            deltas: dict[str, Delta] = self.generator(*pair)
-            return deltas
-
-    @torch.no_grad()
-    def spread(self, samples: Samples) -> dict[str, float]:
-        """How far the gate and the meta-LoRAs have collapsed, as `GatedGenerator.spread` tells it."""
-        return self.generator.spread(*self.pair(samples))
