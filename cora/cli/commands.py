@@ -19,8 +19,8 @@ from cora.runs.settings import RunConfig, load_settings
 
 # The settings that decide what `cora fit` makes.
 OF_VECTORS = (
-    "data", "positive_rating", "split", "valid_from", "test_from", "leave_last", "cold_share", "collaborative", "dim",
-    "seed",
+    "data", "positive_rating", "split", "valid_from", "test_from", "leave_last", "cold_share", "vectors_share",
+    "collaborative", "dim", "seed",
 )  # fmt: skip
 
 # Those that decide what `cora thoughts` writes.

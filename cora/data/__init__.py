@@ -5,7 +5,7 @@ from cora.data.histories import Ragged, add_histories, liked_before, pasts, with
 from cora.data.interactions import Interactions, load_interactions
 from cora.data.recipes import RECIPES
 from cora.data.sources import NAMED_DATA, movielens_1m, movielens_100k
-from cora.data.splits import Splits, split
+from cora.data.splits import Splits, earliest, split
 
 __all__ = [
     "NAMED_DATA",
@@ -14,6 +14,7 @@ __all__ = [
     "Ragged",
     "Splits",
     "add_histories",
+    "earliest",
     "liked_before",
     "load_interactions",
     "movielens_100k",

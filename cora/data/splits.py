@@ -76,6 +76,21 @@ def split(
     return Splits(train, valid, test if has_test else None)
 
 
+def earliest(rows: pd.DataFrame, share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The earliest `share` of rows in time order, and the others, every one of them strictly later: a boundary that
+    falls among rows of one timestamp moves to the first of them.
+
+    Raises ValueError where one of the two is empty.
+    """
+    times = rows["timestamp"].to_numpy()
+    border = int(np.searchsorted(times, times[min(round(share * len(times)), len(times) - 1)])) if len(times) else 0
+    if border == 0:
+        raise ValueError(
+            f"share: {share} of {len(rows)} rows cannot be divided in time, both parts need rows and no moment is torn"
+        )
+    return rows.iloc[:border], rows.iloc[border:]
+
+
 def _divided(frame: pd.DataFrame, part: np.ndarray) -> list[pd.DataFrame]:
     """The rows of the parts 0, 1 and 2: slices, which take no memory, where they lie one behind the other."""
     if (part[1:] >= part[:-1]).all():

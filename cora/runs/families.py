@@ -15,17 +15,17 @@ _DAY = 86_400
 
 
 def rows_of_training(prepared: Prepared, processes: int = 1) -> pd.DataFrame:
-    """The training rows that a run draws: about as many as its steps take with so many processes, and of all no more
-    than `llm_share`.
+    """The training rows that a run draws: about as many as its steps take with so many processes, of those that the
+    vectors leave to the language model, and of these no more than `llm_share`.
 
     Where prompts are split, whole families are drawn, and every row has the time, and so the history, of the first of
     its family: what came between them is not seen, and nothing of the future is.
     """
-    config, train = prepared.config, prepared.splits.train
+    config, train = prepared.config, prepared.rows_of_model
     settings = prepared.method_config
     wanted = config.steps * config.batch_size * processes
     if not settings.splits_prompts:
-        return prepared.drawn("train", min(wanted, _share(config, len(train))))
+        return config.sampled(train, min(wanted, _share(config, len(train))))
     family = families(train, prepared.data.frame, settings.family_size)
     count = int(family.max()) + 1
     drawn = np.random.default_rng(config.seed).permutation(count)[: min(wanted, _share(config, count))]

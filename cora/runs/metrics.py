@@ -66,7 +66,8 @@ def summary(rows: pd.DataFrame) -> dict[str, Any]:
 
 def as_table(found: dict[str, Any]) -> str:
     """The methods of a `summary`, one a line, and below how many rows there are, and how many were drawn to train
-    each on where that is known (training_rows: name → rows)."""
+    each on where that is known (training_rows: name → rows), and how well the vectors rank the rows that the method was
+    trained on (vectors_on_training_rows: name → AUC)."""
     has_cold_items = "cold_item_rows" in found
     widths = {name: max(12, len(name) + 2) for name in (*_COLUMNS, *(_OF_COLD_ITEMS if has_cold_items else ()))}
     lines = ["{:<14}".format("") + "".join(f"{name.replace('_', ' '):>{width}}" for name, width in widths.items())]
@@ -80,6 +81,9 @@ def as_table(found: dict[str, Any]) -> str:
     if trained := found.get("training_rows"):
         counts = [f"{count} of {label_of(name)}" for name, count in trained.items()]
         lines.append(f"training rows drawn: {', '.join(counts)}")
+    if levels := found.get("vectors_on_training_rows"):
+        aucs = [f"{auc:.4f} by {label_of(name)}" for name, auc in levels.items() if auc is not None]
+        lines.append(f"auc on the method's training rows: {', '.join(aucs) or '-'}")
     return "\n".join(lines)
 
 

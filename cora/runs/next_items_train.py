@@ -55,7 +55,7 @@ def _train(run: RunFolder, prepared: NextItems, arguments: TrainingArguments) ->
     method = load_method(config.method)
     embeddings = None
     if prepared.method_config.generator is not None:
-        embeddings = collaborative_vectors(config, run, prepared.splits)
+        embeddings = collaborative_vectors(prepared, run)
     torch.manual_seed(config.seed)
     base = load_base(config.model, dtype=chosen_dtype(config.dtype, arguments.device))
     model = method.Model(base, prepared.method_config, prepared.codes, embeddings).to(arguments.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cora.collaborative import CollaborativeEmbeddings, items_without_own_rating, most_similar, user_encoder
-from cora.data import Interactions, Splits, load_interactions, pasts, split, with_cold_items, with_histories
+from cora.data import Interactions, Splits, earliest, load_interactions, pasts, split, with_cold_items, with_histories
 from cora.llm.loading import load_tokenizer
 from cora.methods import load_method
 from cora.methods.config import MethodConfig
@@ -19,6 +19,9 @@ from cora.runs.settings import RunConfig
 # Ratings that a user's vector is folded in from, at most: more than any user of MovieLens-1M has. A user of a million
 # would make a batch that does not fit.
 _MOST_PAST = 4096
+# Of the rows that vectors are trained on where the language model has later ones: the rest stops their training. It is
+# earlier too, so that nothing of a vector hangs on a label that the language model learns.
+_SHARE_OF_FIT = 0.9
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,28 @@ class PreparedData:
         }
         return Splits(warm["train"], warm["valid"], warm.get("test"))
 
+    @cached_property
+    def splits_of_vectors(self) -> Splits:
+        """What collaborative vectors are trained on and stopped by, train and valid: those of `splits`, or of train the
+        earliest `vectors_share`."""
+        if self.config.vectors_share == 1:
+            return self.splits
+        earlier, _ = self._vectors_and_model
+        return Splits(*earliest(earlier, _SHARE_OF_FIT), None)
+
+    @cached_property
+    def rows_of_model(self) -> pd.DataFrame:
+        """The rows of train that the language model may be trained on: all, or those later than every row that the
+        vectors have seen the label of."""
+        return self.splits.train if self.config.vectors_share == 1 else self._vectors_and_model[1]
+
+    @cached_property
+    def _vectors_and_model(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        try:
+            return earliest(self.splits.train, self.config.vectors_share)
+        except ValueError as error:
+            raise ValueError(f"vectors_share: {str(error).removeprefix('share: ')}") from None
+
     def user_vectors(
         self, embeddings: CollaborativeEmbeddings, rows: pd.DataFrame, part: str | None = None
     ) -> Tensor | None:
@@ -75,7 +100,7 @@ class PreparedData:
         are not folded in."""
         if not self.config.encodes_users(embeddings) or embeddings.user_encoder not in (None, "fold-in"):
             return None
-        return items_without_own_rating(embeddings, rows, self.splits.train)
+        return items_without_own_rating(embeddings, rows, self.splits_of_vectors.train)
 
     def drawn(self, part: str, rows: int) -> pd.DataFrame:
         """So many rows of a part, drawn at random by the seed, 0 for all.

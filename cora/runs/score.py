@@ -108,11 +108,15 @@ def unscored(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def collaborative_scores(
-    embeddings: CollaborativeEmbeddings, rows: pd.DataFrame, user_vectors: Tensor | None
+    embeddings: CollaborativeEmbeddings,
+    rows: pd.DataFrame,
+    user_vectors: Tensor | None,
+    item_vectors: Tensor | None = None,
 ) -> pd.DataFrame:
-    """rows with a column collaborative, <e_u, e_i> of the tables, and fold_in, of user_vectors [rows, d], if given."""
+    """rows with a column collaborative, <e_u, e_i> of the tables, and fold_in, of user_vectors [rows, d], if given,
+    and then item_vectors [rows, d], if given."""
     pairs = rows["user_id"].tolist(), rows["item_id"].tolist()
     scored = rows.assign(collaborative=embeddings.score(*pairs).float().numpy())
     if user_vectors is not None:
-        scored["fold_in"] = embeddings.score(*pairs, user_vectors).float().numpy()
+        scored["fold_in"] = embeddings.score(*pairs, user_vectors, item_vectors).float().numpy()
     return scored

@@ -51,7 +51,12 @@ class RunConfig:
                                      "similar, those whose vectors are most similar to that of the item asked "
                                      "about")  # fmt: skip
     llm_share: float = _option(1.0, "share of the training rows that the language model may be trained on, drawn at "
-                                    "random; the vectors are trained on all of them")  # fmt: skip
+                                    "random, of those that vectors-share leaves; the vectors are trained on all of "
+                                    "theirs")  # fmt: skip
+    vectors_share: float = _option(1.0, "share of the training rows, the earliest, that the vectors are trained on, "
+                                        "the newest tenth of it to stop by; the language model is trained on the later "
+                                        "rest, so that no vector has seen a label that it learns; at 1 both have all "
+                                        "training rows, and the vectors stop by the validation rows")  # fmt: skip
     collaborative: str = _option("svd-logistic", f"model that makes the vectors: {', '.join(COLLABORATIVE)}")
     dim: int = _option(10, "width of the vectors")
     dtype: str = _option("auto", "of the language model: float32, bfloat16, float16, or auto, which is bfloat16 where "
@@ -99,8 +104,12 @@ class RunConfig:
         for name in ("cora", "trainer"):
             if not isinstance(getattr(self, name), dict):
                 raise TypeError(f"{name}: expected names with values, got {getattr(self, name)!r}")
-        if not (is_number(self.llm_share) and 0 < self.llm_share <= 1):
-            raise ValueError(f"llm_share: expected a number above 0 and up to 1, got {self.llm_share!r}")
+        for name in ("llm_share", "vectors_share"):
+            value = getattr(self, name)
+            if not (is_number(value) and 0 < value <= 1):
+                raise ValueError(f"{name}: expected a number above 0 and up to 1, got {value!r}")
+        if self.vectors_share < 1 and METHODS[self.method].task != "rating":
+            raise ValueError(f"vectors_share: {self.method} is trained on whole sequences, not on later rows alone")
         if self.method_config().splits_prompts and self.history == "similar":
             raise ValueError("history: similar are other titles for every item, and cannot be with shared_prefix=true")
 

@@ -55,7 +55,7 @@ def _train(
 ) -> dict[str, Any]:
     config = prepared.config
     method = load_method(config.method)
-    embeddings = collaborative_vectors(config, run, prepared.splits)
+    embeddings = collaborative_vectors(prepared, run)
     torch.manual_seed(config.seed)
     base = load_base(config.model, dtype=chosen_dtype(config.dtype, arguments.device))
     model: MethodModel = method.Model(base, prepared.method_config, embeddings).to(arguments.device)
@@ -79,9 +79,12 @@ def _train(
     print(f"{len(found)} {part} rows scored by {method.label}")
     found[config.method] = score_together(model, prompts[part])
     run.write(run.predictions, found)
-    trained = {"collaborative": len(prepared.splits.train), config.method: len(rows["train"])}
+    trained = {"collaborative": len(prepared.splits_of_vectors.train), config.method: len(rows["train"])}
     result = {"part": part} | summary(found) | {"valid_auc": _best(history), "steps": history[-1]["step"]}
     result["training_rows"] = trained
+    # Above what they reach on later rows, the vectors have memorised labels that the method learns to read off them.
+    of_train = collaborative_scores(embeddings, unscored(rows["train"]), vectors["train"], without_own["train"])
+    result["vectors_on_training_rows"] = {name: one["auc"] for name, one in summary(of_train)["methods"].items()}
     run.write(run.metrics, json.dumps(result, indent=2) + "\n")
     wait_for_all()
     return result

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cora.collaborative import COLLABORATIVE, CollaborativeEmbeddings
+from cora.collaborative import COLLABORATIVE, CollaborativeEmbeddings, FitResult
 from cora.data import Splits
 from cora.runs.distributed import is_main, wait_for_all
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import summary
-from cora.runs.prepare import prepare_data
+from cora.runs.prepare import PreparedData, prepare_data
 from cora.runs.score import collaborative_scores, unscored
 from cora.runs.settings import RunConfig
 
@@ -31,25 +31,30 @@ def fit_vectors(config: RunConfig, out: str | Path) -> dict[str, Any]:
         raise ValueError(f"out: expected a file in a folder, {beside[0]} is none")
     prepared = prepare_data(config)
     splits = prepared.splits
-    embeddings, result = COLLABORATIVE[config.collaborative](splits.train, splits.valid, config.dim, seed=config.seed)
+    embeddings, result = _fitted(prepared)
     print(f"{config.collaborative}: {result.best_epoch + 1} epochs of {len(result.valid_aucs)} kept")
     vectors = prepared.user_vectors(embeddings, splits.valid, "valid")
     embeddings.save(out)
     return {"part": "valid"} | summary(collaborative_scores(embeddings, unscored(splits.valid), vectors))
 
 
-def collaborative_vectors(config: RunConfig, run: RunFolder, splits: Splits) -> CollaborativeEmbeddings:
+def collaborative_vectors(prepared: PreparedData, run: RunFolder) -> CollaborativeEmbeddings:
     """The vectors of the run: those of the file named, those trained before, or those of a model trained now."""
+    config = prepared.config
     if is_main() and not run.embeddings.is_file():
         if config.embeddings is not None:
-            embeddings = _of_trained_items(CollaborativeEmbeddings.load(config.embeddings), splits)
+            embeddings = _of_trained_items(CollaborativeEmbeddings.load(config.embeddings), prepared.splits)
         else:
-            fitted = COLLABORATIVE[config.collaborative]
-            embeddings, result = fitted(splits.train, splits.valid, config.dim, seed=config.seed)
+            embeddings, result = _fitted(prepared)
             print(f"{config.collaborative}: valid AUC {result.valid_auc:.4f} after {result.best_epoch + 1} epochs")
         embeddings.save(run.embeddings)
     wait_for_all()
     return run.vectors()
+
+
+def _fitted(prepared: PreparedData) -> tuple[CollaborativeEmbeddings, FitResult]:
+    config, splits = prepared.config, prepared.splits_of_vectors
+    return COLLABORATIVE[config.collaborative](splits.train, splits.valid, config.dim, seed=config.seed)
 
 
 def _of_trained_items(embeddings: CollaborativeEmbeddings, splits: Splits) -> CollaborativeEmbeddings:

@@ -31,7 +31,7 @@ def train_without_prompts(config: RunConfig, run: RunFolder) -> dict[str, Any]:
         if run.metrics.is_file():
             print(f"{run.path} holds this run, finished")
             return dict(json.loads(run.metrics.read_text(encoding="utf-8")))
-        embeddings = collaborative_vectors(config, run, prepared.splits)
+        embeddings = collaborative_vectors(prepared, run)
         found = collaborative_scores(embeddings, unscored(rows), prepared.user_vectors(embeddings, rows, part))
         settings = config.method_config()
         model, history = method.fit(prepared.splits, prepared.data, settings, config.seed)
@@ -43,6 +43,7 @@ def train_without_prompts(config: RunConfig, run: RunFolder) -> dict[str, Any]:
         run.write(run.predictions, found)
         best = max(entry["eval_auc"] for entry in history)
         result = {"part": part} | summary(found) | {"valid_auc": best, "steps": history[-1]["step"]}
-        result["training_rows"] = dict.fromkeys(("collaborative", config.method), len(prepared.splits.train))
+        sizes = len(prepared.splits_of_vectors.train), len(prepared.splits.train)
+        result["training_rows"] = dict(zip(("collaborative", config.method), sizes, strict=True))
         run.write(run.metrics, json.dumps(result, indent=2) + "\n")
     return result
