@@ -26,6 +26,7 @@ from cora.prompts import PromptCollator, PromptDataset
 from cora.runs.distributed import is_main, of_main
 from cora.runs.families import FamilyBatches, families_of_prompts
 from cora.runs.folder import RunFolder
+from cora.runs.gates import samples_of
 from cora.runs.settings import RunConfig
 
 
@@ -87,13 +88,14 @@ def fit(
         training = FamilyBatches(prompts["train"], config, arguments, shared)
     else:
         training = _in_batches_of_length(prompts["train"], arguments)
+    valid_samples = samples_of(prompts["valid"])
     trainer = FiniteTrainer(
         model,
         arguments,
         data_collator=PromptCollator(prompts["train"].tokenizer),
         train_dataset=training,
         eval_dataset=Subset(prompts["valid"], _in_order(prompts["valid"])),
-        compute_metrics=_valid_auc,
+        compute_metrics=lambda prediction: _valid_auc(prediction) | model.watched(valid_samples),
         callbacks=callbacks,
     )
     if is_main():

@@ -30,6 +30,7 @@ class RunFolder:
         self.predictions = self.path / "predictions.parquet"
         self.metrics = self.path / "metrics.json"
         self.picture = self.path / "training.png"
+        self.gates = self.path / "gates.png"
         self._lock = self.path / ".lock"
 
     @classmethod

@@ -16,6 +16,7 @@ from cora.runs.distributed import is_main, one_speaks, wait_for_all
 from cora.runs.families import rows_of_training
 from cora.runs.fit import fit, training_arguments
 from cora.runs.folder import RunFolder
+from cora.runs.gates import collapse, gates_picture, samples_of, weights_of_users
 from cora.runs.metrics import summary
 from cora.runs.pictures import training_picture
 from cora.runs.prepare import Prepared, prepare
@@ -76,12 +77,20 @@ def _train(
     start = "the vectors alone" if model.ranks_from_the_start else "the LLM alone"
     if is_main():
         training_picture(history, config.method, start, levels, run.picture)
+    watched = model.watched(samples_of(prompts["valid"]))
+    if is_main():
+        if said := collapse(watched):
+            print(said)
+        if weights := weights_of_users(model, samples_of(prompts[part])):
+            gates_picture(weights, run.gates)
     print(f"{len(found)} {part} rows scored by {method.label}")
     found[config.method] = score_together(model, prompts[part])
     run.write(run.predictions, found)
     trained = {"collaborative": len(prepared.splits_of_vectors.train), config.method: len(rows["train"])}
     result = {"part": part} | summary(found) | {"valid_auc": _best(history), "steps": history[-1]["step"]}
     result["training_rows"] = trained
+    if watched:
+        result["watched"] = watched
     # Above what they reach on later rows, the vectors have memorised labels that the method learns to read off them.
     of_train = collaborative_scores(embeddings, unscored(rows["train"]), vectors["train"], without_own["train"])
     result["vectors_on_training_rows"] = {name: one["auc"] for name, one in summary(of_train)["methods"].items()}

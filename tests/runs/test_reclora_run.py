@@ -9,9 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
+from cora.methods.samples import Samples
 from cora.runs.folder import RunFolder
+from cora.runs.gates import collapse, weights_of_users
 from cora.runs.prepare import prepare
 from cora.runs.recommend import recommend
+from cora.runs.score import load_model
 from cora.runs.settings import RunConfig
 from cora.runs.train import train
 
@@ -30,6 +33,44 @@ def test_it_is_trained_and_scored_beside_its_recommender(reclora: Path) -> None:
     scores = pd.read_parquet(reclora / "predictions.parquet")
     assert not np.allclose(scores["reclora"], scores["llm"], atol=1e-6)
     assert scores.groupby("user_id")["fold_in"].nunique().max() > 1
+
+
+def test_its_gate_is_watched_and_drawn(reclora: Path) -> None:
+    history = json.loads((reclora / "history.json").read_text())
+    validations = [entry for entry in history if "eval_auc" in entry]
+    assert [entry["step"] for entry in validations] == [0, 3, 6, 9]
+    assert all(0 <= entry["eval_gate_entropy"] <= 1 and -1 <= entry["eval_b_cosine"] <= 1 for entry in validations)
+    assert validations[0]["eval_b_cosine"] == 0 != validations[-1]["eval_b_cosine"]  # at the start every B is zero
+    best = max(validations, key=lambda entry: entry["eval_auc"])
+    watched = json.loads((reclora / "metrics.json").read_text())["watched"]
+    assert watched == pytest.approx({name: best[f"eval_{name}"] for name in watched}) and len(watched) == 2
+    assert (reclora / "gates.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_weights_of_a_user_are_the_means_of_their_rows(reclora: Path) -> None:
+    folder = RunFolder.existing(reclora)
+    prepared, embeddings = prepare(folder.config()), folder.vectors()
+    rows = prepared.drawn("test", 0)
+    vectors = prepared.user_vectors(embeddings, rows)
+    samples = Samples(rows["user_id"].tolist(), rows["item_id"].tolist(), vectors)
+    model = load_model(folder, folder.config())
+    found = weights_of_users(model, samples)
+    every = model.gate_weights(samples)
+    assert len(found) == len(every) == 4
+    apart = []
+    for name, one in found.items():
+        assert one.index.tolist() == sorted(rows["user_id"].unique()) and one.shape[1] == 3
+        for user, weights in one.iterrows():
+            own = torch.tensor((rows["user_id"] == user).tolist())
+            np.testing.assert_allclose(weights, every[name][own].mean(0), rtol=1e-5)
+        apart.append(one.to_numpy().var(0).sum())
+    assert apart == sorted(apart, reverse=True)
+
+
+def test_a_collapse_is_said() -> None:
+    assert collapse({}) is None and collapse({"gate_entropy": 0.98, "b_cosine": -0.1}) is None
+    said = collapse({"gate_entropy": 0.9931, "b_cosine": 0.5})
+    assert said == "gate_entropy is 0.993, and 1 at most: what the gate mixes is nearly one LoRA for all"
 
 
 def test_prompt_vector_and_label_of_rows_in_another_order_stay_together(reclora: Path) -> None:
