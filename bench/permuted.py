@@ -1,7 +1,7 @@
 """`python -m bench.permuted compare --methods reclora permuted ...`: the command `cora` with one more method.
 
-`permuted`, a control, is RecLoRA whose gate reads the pair of the next sample of the batch, in training and in scoring. What it
-reaches owes nothing to the vectors, and should be what a plain LoRA reaches.
+`permuted`, a control, is RecLoRA whose gate reads the pair of the next sample of the batch, in training and in
+scoring. What it reaches owes nothing to the vectors, and should be what a plain LoRA reaches.
 """
 
 import sys
