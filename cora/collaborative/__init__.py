@@ -10,7 +10,7 @@ from cora.collaborative.mf import train_mf
 from cora.collaborative.mf_published import train_mf_published
 from cora.collaborative.own_rating import items_without_own_rating
 from cora.collaborative.sasrec import train_sasrec
-from cora.collaborative.similar import most_similar
+from cora.collaborative.similar import Directions, most_similar
 from cora.collaborative.svd_logistic import train_svd_logistic
 from cora.collaborative.user_encoder import USER_ENCODERS, UserEncoder, user_encoder
 from cora.data.histories import pasts
@@ -32,6 +32,7 @@ __all__ = [
     "COLLABORATIVE",
     "USER_ENCODERS",
     "CollaborativeEmbeddings",
+    "Directions",
     "FitResult",
     "FoldIn",
     "MFResult",

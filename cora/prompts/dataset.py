@@ -24,9 +24,11 @@ class PromptDataset(Dataset[dict[str, Any]]):
     and, where user_vectors or item_vectors [rows, d] are given, user_vector or item_vector [d]; where prompts are
     split, prefix_length.
 
-    frame: user_id, item_id, label, history (from `add_histories`); titles: item_id → title.
-    Tokens are those of `PromptEncoder`: a prompt longer than `max_length` loses its oldest titles and, if that is not
-    enough, the end of the title asked about; how many did is warned of, in one line. Tokenised at once, in batches,
+    frame: user_id, item_id, label, history (from `add_histories`), and maybe history_order, the places of a history in
+    the order in which its titles are to be kept; titles: item_id → title.
+    Tokens are those of `PromptEncoder`: a prompt longer than `max_length` loses the last titles of that order, the
+    oldest where there is none, and, if that is not enough, the end of the title asked about; how many did is warned of,
+    in one line. Tokenised at once, in batches,
     and kept as int32. split: whether the text up to the title asked about is tokenised on its own, so that prompts of
     one history begin with the same prefix_length tokens.
 
@@ -64,12 +66,16 @@ class PromptDataset(Dataset[dict[str, Any]]):
         histories = [[titles[item] for item in history] for history in frame["history"]]
         encoder = PromptEncoder(tokenizer, self.template, max_length, split)
         self._tokens, self._offsets, self.prefix_lengths = _tokenise(
-            encoder, histories, [titles[item] for item in self._item_ids]
+            encoder,
+            histories,
+            [titles[item] for item in self._item_ids],
+            frame["history_order"].tolist() if "history_order" in frame else None,
         )
         if encoder.shortened:
+            first = "oldest" if "history_order" not in frame else "least similar"
             warnings.warn(
                 f"{encoder.shortened} of {len(frame)} prompts were longer than max_length, {max_length} tokens: their "
-                f"oldest titles are left out, and of {encoder.cut} the end of the title asked about",
+                f"{first} titles are left out, and of {encoder.cut} the end of the title asked about",
                 stacklevel=2,
             )
 
@@ -96,7 +102,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
 
 
 def _tokenise(
-    encoder: PromptEncoder, histories: list[list[str]], names: list[str]
+    encoder: PromptEncoder, histories: list[list[str]], names: list[str], orders: list[list[int]] | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """All tokens in one row, where each prompt starts in it, and the tokens of each prefix where prompts are split."""
     chunks: list[np.ndarray] = []
@@ -104,7 +110,8 @@ def _tokenise(
     prefixes: list[int | None] = []
     with tqdm(total=len(names), desc="prompts", delay=2) as bar:
         for start in range(0, len(names), _CHUNK):
-            encoded = encoder.encode(histories[start : start + _CHUNK], names[start : start + _CHUNK])
+            some = slice(start, start + _CHUNK)
+            encoded = encoder.encode(histories[some], names[some], None if orders is None else orders[some])
             chunks.append(np.concatenate([np.asarray(one.tokens, dtype=np.int32) for one in encoded]))
             lengths += [len(one.tokens) for one in encoded]
             prefixes += [one.prefix for one in encoded]

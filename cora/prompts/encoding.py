@@ -22,8 +22,9 @@ class PromptEncoder:
 
     Special tokens in front of the text (Llama's BOS) are the tokenizer's own; an end-of-text token behind it is taken
     away, as the answer is read at the last position. What reads like a special token is one in the template and text
-    in a title. A prompt that is too long loses titles of its history, the oldest first, as few as need be; one that is
-    too long without any loses the end of the title asked about, never the question.
+    in a title. A prompt that is too long loses titles of its history, as few as need be, the oldest first or those
+    that an order of keeping has last; one that is too long without any loses the end of the title asked about, never
+    the question.
 
     split: whether prompts are two parts, each tokenised on its own, as `cut_for` cuts them: the text up to the title
     asked about, whose tokens are the same whatever that title is, and the rest.
@@ -51,30 +52,39 @@ class PromptEncoder:
     def __call__(self, histories: Sequence[list[str]], titles: Sequence[str]) -> list[list[int]]:
         return [one.tokens for one in self.encode(histories, titles)]
 
-    def encode(self, histories: Sequence[list[str]], titles: Sequence[str]) -> list[Encoded]:
-        """The same, with the number of tokens before each title where prompts are split."""
-        encoded = self._encoded(histories, titles)
-        long = [row for row, one in enumerate(encoded) if len(one.tokens) > self.max_length]
-        if long:
-            fitting = self._fitting([histories[row] for row in long], [titles[row] for row in long])
-            for row, one in zip(long, fitting, strict=True):
-                encoded[row] = one
+    def encode(
+        self, histories: Sequence[list[str]], titles: Sequence[str], orders: Sequence[Sequence[int]] | None = None
+    ) -> list[Encoded]:
+        """The same, with the number of tokens before each title where prompts are split. orders: of each history the
+        places of its titles, the one to be kept longest first; None for the newest first."""
+        if orders is None:
+            orders = [range(len(one) - 1, -1, -1) for one in histories]
+        # No title is less than a token: longer histories cannot fit, and are not read to their end.
+        short = [row for row, one in enumerate(histories) if len(one) <= self.max_length]
+        whole = self._encoded([histories[row] for row in short], [titles[row] for row in short])
+        found = {row: one for row, one in zip(short, whole, strict=True) if len(one.tokens) <= self.max_length}
+        if long := [row for row in range(len(histories)) if row not in found]:
+            fitting = self._fitting(
+                [histories[row] for row in long], [titles[row] for row in long], [orders[row] for row in long]
+            )
+            found |= zip(long, fitting, strict=True)
             self.shortened += len(long)
-        return encoded
+        return [found[row] for row in range(len(histories))]
 
-    def _fitting(self, histories: list[list[str]], titles: list[str]) -> list[Encoded]:
+    def _fitting(self, histories: list[list[str]], titles: list[str], orders: list[Sequence[int]]) -> list[Encoded]:
         """The tokens of prompts that are too long with their whole histories.
 
         How many titles fit is told by the tokens that each has alone, and then corrected by one until it is so for
         the whole prompt: a history costs as much as its length, however long it is.
         """
-        kept = self._estimates(histories, titles)
+        kept = self._estimates(histories, titles, orders)
         too_many = [len(history) for history in histories]
         fitting: dict[int, Encoded] = {}
         todo = list(range(len(histories)))
         while todo:
             tried = self._encoded(
-                [histories[row][len(histories[row]) - kept[row] :] for row in todo], [titles[row] for row in todo]
+                [[histories[row][place] for place in sorted(orders[row][: kept[row]])] for row in todo],
+                [titles[row] for row in todo],
             )
             again = []
             for row, one in zip(todo, tried, strict=True):
@@ -93,18 +103,21 @@ class PromptEncoder:
             todo = again
         return [fitting[row] for row in range(len(histories))]
 
-    def _estimates(self, histories: list[list[str]], titles: list[str]) -> list[int]:
-        """How many of the newest titles of each history may fit: fewer than all."""
-        newest = [history[max(0, len(history) - self.max_length) :] for history in histories]
-        new = list({title for one in [*newest, titles] for title in one} - self._costs.keys())
+    def _estimates(self, histories: list[list[str]], titles: list[str], orders: list[Sequence[int]]) -> list[int]:
+        """How many titles of each history, in their order, may fit: fewer than all."""
+        first = [
+            [history[place] for place in order[: self.max_length]]
+            for history, order in zip(histories, orders, strict=True)
+        ]
+        new = list({title for one in [*first, titles] for title in one} - self._costs.keys())
         if new:
             alone = self._parts.as_texts([f'"{title}", ' for title in new])
             self._costs.update(zip(new, map(len, alone), strict=True))
         found = []
-        for history, part, title in zip(histories, newest, titles, strict=True):
+        for history, part, title in zip(histories, first, titles, strict=True):
             left = self.max_length - self._bare - self._costs[title]
             kept = 0
-            for one in reversed(part):
+            for one in part:
                 left -= self._costs[one]
                 if left < 0:
                     break

@@ -23,6 +23,7 @@ from cora.runs.folder import RunFolder
 from cora.runs.prepare import Prepared, prepare
 from cora.runs.recommend import as_id
 from cora.runs.score import load_model
+from cora.runs.similarity import directions_of
 
 _USERS_AT_ONCE = 64
 _ADDS, _TAKES = "#0b6fb8", "#c4621a"
@@ -65,7 +66,7 @@ def explain(run: str | Path, user: str, item: str, neighbours: int = 10) -> Expl
     model = load_model(folder, folder.config())
     row = pd.DataFrame({"user_id": [who], "item_id": [what], "timestamp": [np.iinfo(np.int64).max], "label": [0]})
     embeddings = folder.vectors()
-    row = prepared.with_histories(row, embeddings)
+    row = prepared.with_histories(row, directions_of(folder, embeddings))
     (history,) = row["history"]
     vectors = prepared.user_vectors(embeddings, row)
     prompt = PromptCollator(prepared.tokenizer)([prepared.prompts(row, vectors)[0]])

@@ -31,6 +31,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.json"
         self.picture = self.path / "training.png"
         self.gates = self.path / "gates.png"
+        self.titles = self.path / "titles.safetensors"
         self._lock = self.path / ".lock"
 
     @classmethod

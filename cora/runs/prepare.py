@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
+import numpy as np
 import pandas as pd
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from cora.collaborative import CollaborativeEmbeddings, items_without_own_rating, most_similar, user_encoder
+from cora.collaborative import CollaborativeEmbeddings, Directions, items_without_own_rating, most_similar, user_encoder
 from cora.data import Interactions, Splits, earliest, load_interactions, pasts, split, with_cold_items, with_histories
 from cora.llm.loading import load_tokenizer
 from cora.methods import load_method
@@ -120,15 +121,21 @@ class Prepared(PreparedData):
     tokenizer: PreTrainedTokenizerBase
     method_config: MethodConfig
 
-    def with_histories(self, rows: pd.DataFrame, embeddings: CollaborativeEmbeddings) -> pd.DataFrame:
-        """Rows with the column `history`, of what their users liked before: the newest `max_history` items, or those
-        most similar to the row's own item, as the settings have it."""
+    def with_histories(self, rows: pd.DataFrame, directions: Directions | None) -> pd.DataFrame:
+        """Rows with the column `history`, of what their users liked before: the newest `max_history` items, or, by the
+        directions of items, those most similar to the row's own; and then `history_order`, which of them to keep
+        longest where a prompt is too long."""
         most = self.method_config.max_history
-        if self.config.history == "recent":
+        if directions is None:
             return with_histories(rows, self.splits, most)
-        whole = with_histories(rows, self.splits, _MOST_PAST)
-        chosen = most_similar(whole["history"].tolist(), rows["item_id"].tolist(), embeddings, most)
-        return rows.assign(history=pd.Series(chosen, index=rows.index, dtype=object))
+        whole = with_histories(rows, self.splits, _MOST_PAST)["history"].tolist()
+        best = most_similar(whole, rows["item_id"].tolist(), directions, most)
+        kept = [np.sort(places) for places in best]
+        columns = {
+            "history": [[one[place] for place in places] for one, places in zip(whole, kept, strict=True)],
+            "history_order": [np.searchsorted(*both).tolist() for both in zip(kept, best, strict=True)],
+        }
+        return rows.assign(**{name: pd.Series(one, index=rows.index, dtype=object) for name, one in columns.items()})
 
     def prompts(
         self, rows: pd.DataFrame, user_vectors: Tensor | None, item_vectors: Tensor | None = None

@@ -12,13 +12,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cora.collaborative import user_encoder
+from cora.collaborative import Directions, user_encoder
 from cora.data import liked_before
 from cora.methods import load_method
 from cora.runs.folder import RunFolder
 from cora.runs.next_items_recommend import NextItemRecommender
 from cora.runs.prepare import Prepared, prepare_scored
 from cora.runs.score import load_model, score_prompts
+from cora.runs.similarity import directions_of
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ class Recommender:
         return load_model(self.folder, self.prepared.config)
 
     @cached_property
+    def _directions(self) -> Directions | None:
+        return directions_of(self.folder, self.embeddings)
+
+    @cached_property
     def _reads_item(self) -> bool:
         return user_encoder(self.embeddings).reads_item
 
@@ -134,7 +139,7 @@ class Recommender:
             if not adapted:
                 raise ValueError(f"delta: a run of {self.prepared.config.method} has no language model to be alone")
             return np.asarray(self.model.score_rows(asked.rows, self.prepared.splits))
-        rows = self.prepared.with_histories(asked.rows, self.embeddings)
+        rows = self.prepared.with_histories(asked.rows, self._directions)
         return score_prompts(self.model, self.prepared.prompts(rows, asked.vectors), adapted)
 
     def ranked(self, rows: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from cora.runs.folder import RunFolder
 from cora.runs.metrics import identified, summary
 from cora.runs.prepare import Prepared, PreparedData, prepare_on, prepare_scored
 from cora.runs.settings import RunConfig
+from cora.runs.similarity import directions_of
 
 
 def evaluate(
@@ -55,7 +56,7 @@ def _evaluated(folder: RunFolder, prepared: PreparedData, chosen: pd.DataFrame, 
     vectors = prepared.user_vectors(embeddings, chosen, part)
     found = collaborative_scores(embeddings, unscored(chosen), vectors)
     if isinstance(prepared, Prepared):
-        prompts = prepared.prompts(prepared.with_histories(chosen, embeddings), vectors)
+        prompts = prepared.prompts(prepared.with_histories(chosen, directions_of(folder, embeddings)), vectors)
         for name, adapted in (("llm", False), (config.method, True)):
             found[name] = score_together(model, prompts, adapted)
     else:

@@ -50,6 +50,8 @@ class RunConfig:
     history: str = _option("recent", "titles of a prompt, of what the user liked before: recent, the newest; or "
                                      "similar, those whose vectors are most similar to that of the item asked "
                                      "about")  # fmt: skip
+    similarity: str = _option("collaborative", "history similar: which vectors are compared, the collaborative, "
+                                               "those of titles by the language model (text), or both")  # fmt: skip
     llm_share: float = _option(1.0, "share of the training rows that the language model may be trained on, drawn at "
                                     "random, of those that vectors-share leaves; the vectors are trained on all of "
                                     "theirs")  # fmt: skip
@@ -110,6 +112,8 @@ class RunConfig:
                 raise ValueError(f"{name}: expected a number above 0 and up to 1, got {value!r}")
         if self.vectors_share < 1 and METHODS[self.method].task != "rating":
             raise ValueError(f"vectors_share: {self.method} is trained on whole sequences, not on later rows alone")
+        if self.history == "recent" and self.similarity != "collaborative":
+            raise ValueError(f"similarity: {self.similarity} needs history similar, got history recent")
         if self.method_config().splits_prompts and self.history == "similar":
             raise ValueError("history: similar are other titles for every item, and cannot be with shared_prefix=true")
 
@@ -150,6 +154,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "method": tuple(METHODS), "split": ("ratio", "dates", "leave-last", "cold-items", *RECIPES),
     "collaborative": tuple(COLLABORATIVE), "dtype": ("auto", "float32", "bfloat16", "float16"),
     "users": (None, "fold-in", "table"), "history": ("recent", "similar"),
+    "similarity": ("collaborative", "text", "both"),
 }  # fmt: skip
 _LEAST = {
     "leave_last": 1, "dim": 3, "steps": 1, "batch_size": 1, "warmup_steps": 0, "eval_every": 1, "patience": 1,

@@ -22,6 +22,7 @@ from cora.runs.pictures import training_picture
 from cora.runs.prepare import Prepared, prepare
 from cora.runs.score import collaborative_scores, score_together, unscored
 from cora.runs.settings import RunConfig
+from cora.runs.similarity import directions_of, write_title_vectors
 from cora.runs.vectors import collaborative_vectors
 from cora.runs.without_prompts import train_without_prompts
 
@@ -59,9 +60,11 @@ def _train(
     embeddings = collaborative_vectors(prepared, run)
     torch.manual_seed(config.seed)
     base = load_base(config.model, dtype=chosen_dtype(config.dtype, arguments.device))
+    write_title_vectors(run, prepared, base)
     model: MethodModel = method.Model(base, prepared.method_config, embeddings).to(arguments.device)
     print(model.patch)
-    rows = {name: prepared.with_histories(frame, embeddings) for name, frame in rows.items()}
+    directions = directions_of(run, embeddings)
+    rows = {name: prepared.with_histories(frame, directions) for name, frame in rows.items()}
     vectors = {name: prepared.user_vectors(embeddings, frame, name) for name, frame in rows.items()}
     without_own = {"train": prepared.item_vectors(embeddings, rows["train"])}
     prompts = {name: prepared.prompts(frame, vectors[name], without_own.get(name)) for name, frame in rows.items()}

@@ -127,3 +127,26 @@ def test_prompts_are_those_of_the_definition(
         text = next(text for text in [*whole, *cut] if len(text) < max_length)
         known = llama_like.get_vocab()
         assert tokens == [llama_like.bos_token_id, *(known.get(letter, known["<unk>"]) for letter in text)]
+
+
+def test_an_order_says_which_titles_stay(tokenizer: PreTrainedTokenizerFast) -> None:
+    titles, order = ["aa", "b", "cccc", "dd", "e", "ffffff"], [3, 0, 5, 1, 4, 2]
+    for max_length in range(18, 70):
+        (one,) = PromptEncoder(tokenizer, SHORT, max_length).encode([titles], ["t"], [order])
+        kept = [[titles[place] for place in sorted(order[:count])] for count in range(7)]
+        fitting = [SHORT.render(some, "t") for some in kept if len(SHORT.render(some, "t")) <= max_length]
+        assert written(one.tokens, tokenizer) == (fitting[-1] if fitting else SHORT.render([], ""))
+
+
+def test_a_history_costs_no_more_the_longer_it_is(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Beyond as many titles as there may be tokens none is read, the best of them being anywhere."""
+    read = []
+    for length in (100, 1_000, 10_000):
+        counting = Counting(tokenizer)
+        encoder = PromptEncoder(counting, SHORT, 90)  # type: ignore[arg-type]
+        started, middle = counting.characters, length // 2
+        order = [middle + (place if place % 2 else -place) // 2 for place in range(length)]
+        (one,) = encoder.encode([[f"{number:05}" for number in range(length)]], ["Alien"], [order])
+        assert written(one.tokens, tokenizer).startswith(f'Liked "{middle - 3:05}", ')
+        read.append(counting.characters - started)
+    assert max(read) <= 1.05 * min(read)

@@ -76,7 +76,7 @@ def test_a_collapse_is_said() -> None:
 def test_prompt_vector_and_label_of_rows_in_another_order_stay_together(reclora: Path) -> None:
     folder = RunFolder.existing(reclora)
     prepared, embeddings = prepare(folder.config()), folder.vectors()
-    rows = prepared.with_histories(prepared.drawn("test", 0), embeddings)
+    rows = prepared.with_histories(prepared.drawn("test", 0), None)
     order = np.random.default_rng(0).permutation(len(rows))
     turned = rows.iloc[order]
     first, other = (prepared.prompts(some, prepared.user_vectors(embeddings, some)) for some in (rows, turned))
