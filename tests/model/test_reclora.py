@@ -8,20 +8,29 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cora.collaborative import CollaborativeEmbeddings
+from cora.collaborative import CollaborativeEmbeddings, user_encoder
+from cora.collaborative.pair_encoder import PairEncoder
 from cora.methods.reclora.config import RecLoRAConfig
 from cora.methods.reclora.model import RecLoRAModel
 from cora.methods.samples import Samples
 from cora.methods.tallrec.config import TALLRecConfig
 from cora.methods.tallrec.model import TALLRecModel
-from tests.model.agreement import assert_it_starts_as_the_base_model, assert_users_and_items_count
+from cora_kernels import backends
+from tests.model.agreement import (
+    assert_it_starts_as_the_base_model,
+    assert_packed_is_chained,
+    assert_users_and_items_count,
+)
 
 USERS, ITEMS = torch.tensor([30, 10, 20, 10, 30]), torch.tensor([7, 5, 5, 6, 7])
 
 
-def build(base: PreTrainedModel, trained: bool = True, **changes: Any) -> RecLoRAModel:
+def build(
+    base: PreTrainedModel, trained: bool = True, embeddings: CollaborativeEmbeddings | None = None, **changes: Any
+) -> RecLoRAModel:
     torch.manual_seed(1)
-    embeddings = CollaborativeEmbeddings([10, 20, 30], [5, 6, 7], torch.randn(3, 8), torch.randn(3, 8))
+    if embeddings is None:
+        embeddings = CollaborativeEmbeddings([10, 20, 30], [5, 6, 7], torch.randn(3, 8), torch.randn(3, 8))
     fields: dict[str, Any] = dict(r=3, answer_ids=(11, 23), meta_loras=4, gate_width=16)
     model = RecLoRAModel(base, RecLoRAConfig(**(fields | changes)), embeddings)
     if trained:
@@ -67,6 +76,29 @@ def test_padded_scores_are_those_one_by_one(make_base: Any, padded: Any, prompts
     for row, length in enumerate(prompts[1]):
         alone = model(prompts[0][row : row + 1, :length], None, USERS[row : row + 1], ITEMS[row : row + 1]).logits
         torch.testing.assert_close(alone[0], together[row], atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(backends()["cpu"] is not None, reason=f"cpu: {backends()['cpu']}")
+@pytest.mark.parametrize("mix", ["factors", "outputs"])
+def test_packed_is_padded(make_base: Any, padded: Any, mix: str) -> None:
+    model = build(make_base("llama"), mix=mix)
+    labels = torch.tensor([1.0, 0, 0, 1, 1])
+    assert_packed_is_chained(model, lambda: model(*padded, USERS, ITEMS, labels))
+
+
+def test_no_gradient_reaches_the_recommender(make_base: Any, padded: Any) -> None:
+    torch.manual_seed(1)
+    crm = PairEncoder(3, 4, 16, 5, 0.0)
+    tables = torch.randn(3, 8), torch.randn(3, 8)
+    embeddings = CollaborativeEmbeddings([10, 20, 30], [5, 6, 7], *tables, "din", crm.state_dict())
+    encoder = user_encoder(embeddings)
+    c = encoder.vectors([[5, 6], [7], [], [7], [5]], [[1, 0], [1], [], [0], [1]], ITEMS.tolist())
+    model = build(make_base("llama"), embeddings=embeddings).train()
+    model(*padded, USERS, ITEMS, torch.tensor([1.0, 0, 0, 1, 1]), user_vectors=c).loss.backward()
+    assert all(one.grad.any() for one in model.generator.gates.parameters())
+    weights = [one for one in vars(encoder).values() if isinstance(one, PairEncoder)][0].parameters()
+    assert not c.requires_grad and all(not one.requires_grad and one.grad is None for one in weights)
+    assert not embeddings.users.requires_grad and not embeddings.items.requires_grad
 
 
 def test_the_pair_counts(make_base: Any, padded: Any) -> None:
