@@ -3,15 +3,18 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from torch import Tensor
 from transformers import TrainingArguments
 
+from cora.collaborative import CollaborativeEmbeddings
 from cora.llm.loading import chosen_dtype, load_base
 from cora.methods import load_method
 from cora.methods.model import MethodModel
+from cora.prompts import PromptDataset
 from cora.runs.distributed import is_main, one_speaks, wait_for_all
 from cora.runs.families import rows_of_training
 from cora.runs.fit import fit, training_arguments
@@ -52,6 +55,33 @@ def train(config: RunConfig, out: str | Path) -> dict[str, Any]:
         return _train(run, prepared, arguments, part, rows)
 
 
+class _Read(NamedTuple):
+    """By part, the rows with their histories, the vectors of their users and of their items, and their prompts; None
+    for vectors that are those of the tables. Those of items are of train: without what each row says of its own."""
+
+    rows: dict[str, pd.DataFrame]
+    users: dict[str, Tensor | None]
+    items: dict[str, Tensor | None]
+    prompts: dict[str, PromptDataset]
+
+    @classmethod
+    def of(
+        cls, prepared: Prepared, run: RunFolder, embeddings: CollaborativeEmbeddings, rows: dict[str, pd.DataFrame]
+    ) -> "_Read":
+        directions = directions_of(run, embeddings)
+        rows = {name: prepared.with_histories(frame, directions) for name, frame in rows.items()}
+        users = {name: prepared.user_vectors(embeddings, frame, name) for name, frame in rows.items()}
+        items = {name: prepared.item_vectors(embeddings, rows[name]) if name == "train" else None for name in rows}
+        prompts = {name: prepared.prompts(frame, users[name], items[name]) for name, frame in rows.items()}
+        return cls(rows, users, items, prompts)
+
+    def levels(self, embeddings: CollaborativeEmbeddings, part: str) -> dict[str, Any]:
+        """What AUC the vectors alone have on a part: name → AUC."""
+        alone = unscored(self.rows[part])
+        alone = collaborative_scores(embeddings, alone, self.users[part], self.items[part])
+        return {name: one["auc"] for name, one in summary(alone)["methods"].items()}
+
+
 def _train(
     run: RunFolder, prepared: Prepared, arguments: TrainingArguments, part: str, rows: dict[str, pd.DataFrame]
 ) -> dict[str, Any]:
@@ -63,40 +93,30 @@ def _train(
     write_title_vectors(run, prepared, base)
     model: MethodModel = method.Model(base, prepared.method_config, embeddings).to(arguments.device)
     print(model.patch)
-    directions = directions_of(run, embeddings)
-    rows = {name: prepared.with_histories(frame, directions) for name, frame in rows.items()}
-    vectors = {name: prepared.user_vectors(embeddings, frame, name) for name, frame in rows.items()}
-    without_own = {"train": prepared.item_vectors(embeddings, rows["train"])}
-    prompts = {name: prepared.prompts(frame, vectors[name], without_own.get(name)) for name, frame in rows.items()}
+    read = _Read.of(prepared, run, embeddings, rows)
     found = _earlier_predictions(run, rows[part])
-    found = collaborative_scores(embeddings, found, vectors[part])
+    found = collaborative_scores(embeddings, found, read.users[part])
     if "llm" not in found:
         print(f"{len(found)} {part} rows scored by the language model alone")
-        found["llm"] = score_together(model, prompts[part], adapted=False)
+        found["llm"] = score_together(model, read.prompts[part], adapted=False)
         run.write(run.predictions, found)
-    history = fit(config, run, arguments, model, prompts)
-    alone = collaborative_scores(embeddings, unscored(rows["valid"]), vectors["valid"])
-    levels = {name: one["auc"] for name, one in summary(alone)["methods"].items()}
+    history = fit(config, run, arguments, model, read.prompts)
     start = "the vectors alone" if model.ranks_from_the_start else "the LLM alone"
+    watched = model.watched(samples_of(read.prompts["valid"]))
     if is_main():
-        training_picture(history, config.method, start, levels, run.picture)
-    watched = model.watched(samples_of(prompts["valid"]))
-    if is_main():
+        training_picture(history, config.method, start, read.levels(embeddings, "valid"), run.picture)
         if said := collapse(watched):
             print(said)
-        if weights := weights_of_users(model, samples_of(prompts[part])):
+        if weights := weights_of_users(model, samples_of(read.prompts[part])):
             gates_picture(weights, run.gates)
     print(f"{len(found)} {part} rows scored by {method.label}")
-    found[config.method] = score_together(model, prompts[part])
+    found[config.method] = score_together(model, read.prompts[part])
     run.write(run.predictions, found)
     trained = {"collaborative": len(prepared.splits_of_vectors.train), config.method: len(rows["train"])}
     result = {"part": part} | summary(found) | {"valid_auc": _best(history), "steps": history[-1]["step"]}
-    result["training_rows"] = trained
-    if watched:
-        result["watched"] = watched
+    result |= {"training_rows": trained} | ({"watched": watched} if watched else {})
     # Above what they reach on later rows, the vectors have memorised labels that the method learns to read off them.
-    of_train = collaborative_scores(embeddings, unscored(rows["train"]), vectors["train"], without_own["train"])
-    result["vectors_on_training_rows"] = {name: one["auc"] for name, one in summary(of_train)["methods"].items()}
+    result["vectors_on_training_rows"] = read.levels(embeddings, "train")
     run.write(run.metrics, json.dumps(result, indent=2) + "\n")
     wait_for_all()
     return result
