@@ -98,7 +98,8 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument(
         "--methods", required=True, nargs="+", metavar="METHOD[:NAME=VALUE,...]",
-        help="methods, each with fields of its own configuration: cora cora:offset=true tallrec",
+        help="methods, each with fields of its own configuration: cora cora:offset=true tallrec; and with "
+        "history and similarity: cora:history=similar",
     )  # fmt: skip
     compare.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="seeds (default: 0)")
     _add_settings(compare, "folder for the runs and comparison.json")

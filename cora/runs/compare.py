@@ -18,10 +18,14 @@ from cora.runs.metrics import BASELINES, identified, label_of, metrics
 from cora.runs.settings import RunConfig, value_of
 from cora.runs.train import train
 
+# Settings of a run that a method may have of its own: what its prompts tell of a past, of the same rows.
+_OF_PROMPTS = ("history", "similarity")
+
 
 @dataclass(frozen=True)
 class Contestant:
-    """A method with fields of its configuration of its own: `cora`, or `cora:offset=true,layers=[1,2]`."""
+    """A method with fields of its configuration of its own: `cora`, or `cora:offset=true,layers=[1,2]`; and settings
+    of its prompts: `cora:history=similar,similarity=text`."""
 
     method: str
     fields: dict[str, Any]
@@ -51,8 +55,10 @@ class Contestant:
         """The settings with this method, its fields, and those fields of `cora` that it has."""
         known = load_method(self.method).Config.field_names()
         shared = {name: value for name, value in settings.get("cora", {}).items() if name in known}
-        own = {"method": self.method, "seed": seed, "cora": shared | self.fields}
-        return RunConfig.from_dict({**settings, **own})
+        of_prompts = {name: value for name, value in self.fields.items() if name in _OF_PROMPTS}
+        fields = {name: value for name, value in self.fields.items() if name not in _OF_PROMPTS}
+        own = {"method": self.method, "seed": seed, "cora": shared | fields}
+        return RunConfig.from_dict({**settings, **of_prompts, **own})
 
 
 def compare(

@@ -116,6 +116,15 @@ def test_labels_and_folders() -> None:
     assert Contestant.parse("cora:layers=[1,2],r=8").fields == {"layers": [1, 2], "r": 8}
 
 
+def test_a_method_may_have_histories_of_its_own(settings: dict[str, Any]) -> None:
+    given = settings | {"history": "recent"}
+    config = Contestant.parse("tallrec:history=similar,similarity=text,r=3").config(given, 0)
+    assert (config.history, config.similarity, config.cora["r"]) == ("similar", "text", 3)
+    assert "history" not in config.cora and Contestant.parse("tallrec").config(given, 0).history == "recent"
+    with pytest.raises(ValueError, match="history: expected one of recent, similar, got 'old'"):
+        Contestant.parse("tallrec:history=old").config(given, 0)
+
+
 def test_cold_items_have_a_table_of_their_own(settings: dict[str, Any], tmp_path: Path) -> None:
     given = settings | dict(steps=2, eval_every=2, valid_rows=20, split="cold-items", cold_share=0.3)
     found = compare(given, ["cora", "tallrec"], [0], tmp_path)
