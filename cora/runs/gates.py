@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from cora.files import write_files
 from cora.methods.model import MethodModel
@@ -30,7 +31,7 @@ def collapse(watched: dict[str, float]) -> str | None:
 def weights_of_users(model: MethodModel, samples: Samples) -> dict[str, pd.DataFrame]:
     """{linear name: users × learned LoRAs}: the mean weights over the samples of each user, of the linears whose gates
     tell users apart most; none of a method without a gate."""
-    users = list(samples.user_ids)
+    users = samples.user_ids.tolist() if isinstance(samples.user_ids, Tensor) else list(samples.user_ids)
     found = {
         name: pd.DataFrame(alpha.cpu().numpy()).groupby(users).mean()
         for name, alpha in model.gate_weights(samples).items()

@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from cora.methods.samples import Samples
 from cora.runs.folder import RunFolder
-from cora.runs.gates import collapse, weights_of_users
+from cora.runs.gates import collapse, samples_of, weights_of_users
 from cora.runs.prepare import prepare
 from cora.runs.recommend import recommend
 from cora.runs.score import load_model
@@ -50,9 +49,8 @@ def test_its_gate_is_watched_and_drawn(reclora: Path) -> None:
 def test_the_weights_of_a_user_are_the_means_of_their_rows(reclora: Path) -> None:
     folder = RunFolder.existing(reclora)
     prepared, embeddings = prepare(folder.config()), folder.vectors()
-    rows = prepared.drawn("test", 0)
-    vectors = prepared.user_vectors(embeddings, rows)
-    samples = Samples(rows["user_id"].tolist(), rows["item_id"].tolist(), vectors)
+    rows = prepared.with_histories(prepared.drawn("test", 0), None)
+    samples = samples_of(prepared.prompts(rows, prepared.user_vectors(embeddings, rows)))
     model = load_model(folder, folder.config())
     found = weights_of_users(model, samples)
     every = model.gate_weights(samples)
