@@ -27,6 +27,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.history = self.path / "history.json"
+        self.baselines = self.path / "baselines.parquet"
         self.predictions = self.path / "predictions.parquet"
         self.metrics = self.path / "metrics.json"
         self.picture = self.path / "training.png"

@@ -14,24 +14,23 @@ from cora.collaborative import CollaborativeEmbeddings
 from cora.llm.loading import chosen_dtype, load_base
 from cora.methods import load_method
 from cora.runs.folder import RunFolder
-from cora.runs.next_items import NextItems, PastVectors, in_parts, prepare_next_items
+from cora.runs.next_items import NextItems, PastVectors, prepare_next_items
+from cora.runs.next_items_baselines import KINDS, baseline_ranks
 from cora.runs.next_items_fit import MEASURE, fit_next_items, next_item_arguments
 from cora.runs.pictures import ranking_picture
 from cora.runs.settings import RunConfig
 from cora.runs.vectors import collaborative_vectors
-from cora.sequences import BASELINES, Ranking, as_table
-from cora.sequences.ranking import CUTS, ranks_by_score, ranks_in_list
-
-_LARGEST = 10_000  # items of which a matrix of each pair is made
-_KINDS = {"removed": False, "kept": True}  # what becomes of items that a user has had: whether they can be given again
+from cora.sequences import Ranking, as_table
+from cora.sequences.ranking import CUTS, ranks_in_list
 
 
 def train_next_items(config: RunConfig, out: str | Path) -> dict[str, Any]:
     """Trains, evaluates and saves one run in the folder `out`; returns what its metrics.json holds.
 
     The test rows that have an earlier one of their user (of a part called valid where there is no test) are ranked
-    among all items by popularity, item cosine, Markov and EASE, and by the method, whose best checkpoint by NDCG@10 of
-    validation rows without seen items is kept. Called again for the same folder it goes on where it was stopped.
+    among all items by what needs no language model (popularity, item cosine, Markov, EASE, GRU4Rec, SASRec) and by the
+    method, whose best checkpoint by NDCG@10 of validation rows without seen items is kept. Called again for the same
+    folder it goes on where it was stopped.
 
     Raises what reading the data, the codes and the model raises; FileExistsError for a folder that holds other things
     or that another process trains in; ValueError for a training that diverges.
@@ -50,7 +49,7 @@ def _train(run: RunFolder, prepared: NextItems, arguments: TrainingArguments) ->
     config, sequences = prepared.config, prepared.sequences
     part = "test" if "test" in prepared.splits.parts() else "valid"
     events = prepared.targets(part, config.test_rows)
-    found = _baseline_ranks(prepared, events)
+    found = baseline_ranks(run, prepared, events)
     print(_table(found, sequences.user[events]))
     method = load_method(config.method)
     embeddings = None
@@ -66,8 +65,8 @@ def _train(run: RunFolder, prepared: NextItems, arguments: TrainingArguments) ->
     vectors = None if embeddings is None else PastVectors(embeddings, sequences)
     width = max(prepared.method_config.beam, *CUTS)
     print(f"{len(events)} {part} rows ranked by {method.label}")
-    both = prepared.ranked(model, encoder, events, width, vectors, list(_KINDS.values()))
-    for kind, ranked in zip(_KINDS, both, strict=True):
+    both = prepared.ranked(model, encoder, events, width, vectors, list(KINDS.values()))
+    for kind, ranked in zip(KINDS, both, strict=True):
         found[kind][method.label] = ranks_in_list(ranked.items.numpy(), ranked.scores.numpy(), sequences.item[events])
     return _written(run, prepared, part, events, found, history)
 
@@ -102,26 +101,6 @@ def _fit(
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
     print(f"{examples.epoch} examples an epoch, {arguments.max_steps} steps of {batch}; {len(events)} validation rows")
     return fit_next_items(config, run, arguments, model, examples, collate, validate)
-
-
-def _baseline_ranks(prepared: NextItems, events: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    """{"removed" or "kept": {name: ranks int64 [n]}} of what needs no language model."""
-    sequences, items = prepared.sequences, len(prepared.sequences.item_ids)
-    training = sequences.training()
-    found: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in _KINDS}
-    for name, make in BASELINES.items():
-        if items > _LARGEST and name != "popularity":
-            print(f"{name} is left out: its matrix of {items:,} items by as many is too large (from {_LARGEST + 1:,})")
-            continue
-        scores = make(training, items)
-        ranks: dict[str, list[np.ndarray]] = {kind: [] for kind in _KINDS}
-        for part in in_parts(events):
-            of_part, seen = scores([sequences.history(event) for event in part]), sequences.seen(part)
-            for kind, kept in _KINDS.items():
-                ranks[kind].append(ranks_by_score(of_part, sequences.item[part], None if kept else seen))
-        for kind, parts in ranks.items():
-            found[kind][name] = np.concatenate(parts)
-    return found
 
 
 def _written(
@@ -168,7 +147,7 @@ def _written(
 
 def as_text(result: dict[str, Any]) -> str:
     """The tables of metrics.json."""
-    parts = [f"seen items {kind}\n{as_table(result[f'seen {kind}'])}" for kind in _KINDS]
+    parts = [f"seen items {kind}\n{as_table(result[f'seen {kind}'])}" for kind in KINDS]
     return "\n\n".join([*parts, f"{result['rows']} {result['part']} rows of {result['users']} users"])
 
 

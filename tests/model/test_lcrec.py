@@ -41,6 +41,7 @@ def build(make_base: Callable[..., PreTrainedModel], codes: ItemCodes) -> Build:
                     if parameter.requires_grad and ("lora_b" in name or "matrices" in name):
                         parameter.normal_(std=0.1)
                 model.tokens.rows.normal_()
+                model.tokens.head.normal_()
         return model.eval()
 
     return made
@@ -91,7 +92,7 @@ def test_packed_is_padded(build: Build, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_loss_is_cross_entropy_within_the_level_or_the_vocabulary(build: Build, codes: ItemCodes) -> None:
     """Against a loop over positions with a vocabulary that was resized the usual way."""
-    model = build()
+    model = build(normalise="level")
     inputs = batch(model)
     loss = model(**inputs).loss
     rows, deltas = model.tokens.rows.detach(), model.deltas(None)
@@ -100,7 +101,7 @@ def test_the_loss_is_cross_entropy_within_the_level_or_the_vocabulary(build: Bui
     for name, change in changes.items():
         base.get_submodule(name).weight.data += change.t()
     table = torch.cat([base.get_input_embeddings().weight.detach(), rows])
-    head = torch.cat([base.get_output_embeddings().weight.detach(), rows])
+    head = torch.cat([base.get_output_embeddings().weight.detach(), model.tokens.head.detach()])
     losses = []
     for ids, mask, labels in zip(*inputs.values(), strict=True):
         length = int(mask.sum())
@@ -143,46 +144,61 @@ def test_removal_gives_the_base_model_back(build: Build, make_base: Any) -> None
 
 
 def test_a_code_that_is_neither_read_nor_a_rival_gets_no_gradient(build: Build) -> None:
-    model = build()
+    model = build(normalise="level")
     example = sequence(model, [1, 2], [5, 6])
     first = [label if (label - VOCABULARY) // SIZE == 0 else IGNORED for label in example.labels]
     model(**collated([Example(example.tokens, first)])).loss.backward()
-    grad = model.tokens.rows.grad
-    assert grad is not None
-    read = {
-        int(one) - VOCABULARY for one in model.tokens.item_tokens[1]
-    }  # of the second nothing is read before a target
+    rows, head = model.tokens.rows.grad, model.tokens.head.grad
+    assert rows is not None and head is not None
+    # Of the second item nothing is read before a target.
+    read = {int(one) - VOCABULARY for one in model.tokens.item_tokens[1]}
     for row in range(LEVELS * SIZE):
-        if row < SIZE:  # of the level that targets are of
-            assert bool(model.tokens.used[0, row]) == bool(grad[row].abs().max() > 0)
-        else:
-            assert (row in read) == bool(grad[row].abs().max() > 0), row
+        assert (row in read) == bool(rows[row].abs().max() > 0), row
+        rival = row < SIZE and bool(model.tokens.used[0, row])  # of the level that targets are of
+        assert rival == bool(head[row].abs().max() > 0), row
 
 
-def test_codes_start_at_the_mean_embedding_of_their_items_titles(build: Build) -> None:
+def test_codes_start_apart_from_each_other_where_their_items_titles_say(build: Build) -> None:
     model = build(trained=False)
     titles = [[3 + item, 4 + item] if item else [] for item in range(ITEMS)]
     model.tokens.start(model.base, titles)
-    table = model.base.get_input_embeddings().weight
-    means = [table[ids].mean(0) if ids else table.mean(0) for ids in titles]
+    table = model.base.get_input_embeddings().weight.detach()
+    middle = table.mean(0)
+    means = torch.stack([table[ids].mean(0) if ids else middle for ids in titles])
+    distance = (table - middle).norm(dim=1).median()
+    starts = (model.tokens.rows.detach() - middle).view(LEVELS, SIZE, -1)
+    torch.testing.assert_close(starts.norm(dim=-1), distance.expand(LEVELS, SIZE))
     for level in range(LEVELS):
         for code in range(SIZE):
             items = [item for item in range(ITEMS) if int(model.codes.codes[item, level]) == code]
-            expected = torch.stack([means[item] for item in items]).mean(0) if items else table.mean(0)
-            torch.testing.assert_close(model.tokens.rows[level * SIZE + code], expected)
+            if items:
+                direction = means[items].mean(0) - means.mean(0)
+                assert float(torch.cosine_similarity(direction, starts[level, code], dim=0)) > 0.999
+    assert not bool(model.tokens.head.any())  # every code is as probable
+
+
+def test_codes_without_titles_start_apart_from_each_other_and_alike_every_time(build: Build) -> None:
+    model, rows = build(trained=False), []
+    for _ in range(2):
+        model.tokens.start(model.base, [[]] * ITEMS)
+        rows.append(model.tokens.rows.detach().clone())
+    assert torch.equal(*rows)
+    distances = torch.cdist(rows[0], rows[0]) + torch.eye(LEVELS * SIZE) * 1e9
+    table = model.base.get_input_embeddings().weight.detach()
+    assert distances.min() > 0.5 * (table - table.mean(0)).norm(dim=1).median()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "gemma"])
-@pytest.mark.parametrize("generator", [None, "mlp"])
+@pytest.mark.parametrize(("generator", "normalise"), [(None, "level"), (None, "children"), ("mlp", "children")])
 @torch.no_grad()
 def test_the_tree_says_what_a_forward_of_every_item_says(
-    build: Build, architecture: str, generator: str | None
+    build: Build, architecture: str, generator: str | None, normalise: str
 ) -> None:
-    model = build(architecture=architecture, generator=generator, user_rank=2)
+    model = build(architecture=architecture, generator=generator, normalise=normalise, user_rank=2)
     prompts = [[5, 6, 7, VOCABULARY + 1, VOCABULARY + 6], [9], [11, 12, 13]]
     vectors = torch.randn(3, 4) if generator else None
     decoder = TreeDecoder(model, prompts, model.deltas(vectors))
-    scores = all_scores(model.codes.trie, decoder, 3, "level")
+    scores = all_scores(model.codes.trie, decoder, 3, normalise)
     for user, prompt in enumerate(prompts):
         for item in range(ITEMS):
             tokens = prompt + model.tokens.item_tokens[item].tolist()
@@ -262,6 +278,25 @@ def test_errors_name_the_argument(build: Build, make_base: Any, codes: ItemCodes
     assert dict(base.named_modules()) == objects
 
 
+@pytest.mark.parametrize("case", ["no item", "second alone", "first alone", "text"])
+def test_a_target_that_is_no_items_code_is_refused(build: Build, case: str) -> None:
+    model = build()
+    items = model.tokens.item_tokens.tolist()
+    first, second, third = items[1]
+    last = range(VOCABULARY + 2 * SIZE, VOCABULARY + 3 * SIZE)
+    before, target = {
+        "no item": ([first, second], next(one for one in last if [first, second, one] not in items)),
+        "second alone": ([second], third),
+        "first alone": ([first], third),
+        "text": ([], second),
+    }[case]
+    given = collated([Example([5, *before], [IGNORED] * len(before) + [target])])
+    with pytest.raises(ValueError, match="labels: expected codes of items, got one that no item has behind"):
+        model(**given)
+    right = collated([Example([5, first, second], [IGNORED, IGNORED, third])])
+    assert model(**right).loss.isfinite()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -284,14 +319,15 @@ def test_the_beam_is_that_of_transformers_over_a_resized_vocabulary(build: Build
     model = build()
     prompt = [5, 6, 7, VOCABULARY + 1, VOCABULARY + 6, VOCABULARY + 9]
     ours = model.rank([prompt])
-    rows, tokens = model.tokens.rows.detach().clone(), model.tokens.item_tokens.tolist()
+    rows, head = model.tokens.rows.detach().clone(), model.tokens.head.detach().clone()
+    tokens = model.tokens.item_tokens.tolist()
     changes = {name: one.scaling * (one.lora_a @ one.lora_b) for name, one in model.deltas(None).items()}
     base: Any = model.unpatch()
     for name, change in changes.items():
         base.get_submodule(name).weight += change.t()
     base.resize_token_embeddings(VOCABULARY + len(rows))
     base.get_input_embeddings().weight[VOCABULARY:] = rows
-    base.get_output_embeddings().weight[VOCABULARY:] = rows
+    base.get_output_embeddings().weight[VOCABULARY:] = head
 
     def following(_: int, sequence: Tensor) -> list[int]:
         so_far = sequence[len(prompt) :].tolist()

@@ -43,7 +43,7 @@ def run(lcrec: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_a_run_leaves_its_numbers_its_rows_and_its_model(run: Path, lcrec: dict[str, Any]) -> None:
     result = json.loads((run / "metrics.json").read_text())
     assert result["rows"] == result["users"] == 20 and result["part"] == "test" and result["steps"] == 6
-    names = {"popularity", "item cosine", "Markov", "EASE", "LC-Rec"}
+    names = {"popularity", "item cosine", "Markov", "EASE", "GRU4Rec", "SASRec", "LC-Rec"}
     for kind in ("seen removed", "seen kept"):
         assert set(result[kind]) == names
         for of in result[kind].values():
@@ -220,18 +220,29 @@ def test_codes_see_training_rows_alone(ratings: Path, tmp_path: Path) -> None:
     assert torch.equal(*made)
 
 
-def test_rows_are_ranked_in_parts_and_large_matrices_left_out(
-    run: Path, lcrec: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_baselines_are_ranked_in_parts_once_and_left_out_where_items_are_too_many(
+    run: Path,
+    lcrec: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from cora.runs import next_items, next_items_train
+    from cora.runs import next_items, next_items_baselines
     from cora.runs.folder import RunFolder
 
-    prepared = next_items.prepare_next_items(RunConfig(**lcrec), RunFolder(run))
+    finished = RunFolder(run)
+    prepared = next_items.prepare_next_items(RunConfig(**lcrec), finished)
     events = prepared.targets("test", 0)
-    whole = next_items_train._baseline_ranks(prepared, events)
     monkeypatch.setattr(next_items, "_TOGETHER", 7)
-    parts = next_items_train._baseline_ranks(prepared, events)
+    parts = next_items_baselines.baseline_ranks(RunFolder(tmp_path / "parts"), prepared, events)
+    monkeypatch.setattr(next_items_baselines, "BASELINES", {})  # what the run has made is not made again
+    monkeypatch.setattr(next_items_baselines, "READERS", {})
+    whole = next_items_baselines.baseline_ranks(finished, prepared, events)
+    assert set(parts) == set(whole) == {"removed", "kept"} and list(parts["kept"]) == list(whole["kept"])
     assert all((whole[kind][name] == parts[kind][name]).all() for kind in whole for name in whole[kind])
-    monkeypatch.setattr(next_items_train, "_LARGEST", 29)
-    assert set(next_items_train._baseline_ranks(prepared, events)["kept"]) == {"popularity"}
-    assert "EASE is left out: its matrix of 30 items by as many is too large (from 30)" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.setattr(next_items_baselines, "_LARGEST", 29)
+    few = next_items_baselines.baseline_ranks(RunFolder(tmp_path / "few"), prepared, events)
+    assert set(few["kept"]) == {"popularity"}
+    said = capsys.readouterr().out
+    assert "EASE is left out: 30 items are too many for it (from 30)" in said and "SASRec is left out" in said

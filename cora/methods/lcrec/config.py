@@ -24,8 +24,9 @@ class LCRecConfig(AdapterConfig):
                        of one beginning of each history alone, as published
     max_history        items of a history, the newest
     beam               nodes that go on after each level when items are ranked, and items that are
-    normalise          "children": the probability of a code among those that items have behind the same beginning, by
-                       which the items' sum to 1; "level": among all of that level
+    normalise          "children": the probability of a code, in training and ranking alike, is among those that items
+                       have behind the same beginning, by which the items' sum to 1; "level": among all of that level,
+                       as published: which codes items have is then for the language model to learn
     generator          what makes a further LoRA for each user from their collaborative vectors, as in CoRA: the name of
                        a generator, with its own defaults; none for the shared LoRA alone, as published
     user_rank          rank of that LoRA

@@ -40,7 +40,7 @@ class LCRecOutput(ModelOutput):
 
 
 class LCRecModel(AdaptedModel, SharedLoRA):
-    """y = x·Wᵀ + (alpha / r) · (x·A)·B in every adapted linear, A [K, r] and B [r, N] learned; and E_new (CodeTokens).
+    """y = x·Wᵀ + (alpha / r) · (x·A)·B in every adapted linear, A [K, r] and B [r, N] learned; and CodeTokens.
 
     With a generator every user has a further LoRA of rank `user_rank` beside that one: A = [A | A(u)], B = [B ; P],
     A(u) generated from their collaborative vector and the mean item, P [user_rank, N] learned and zero at the start.
@@ -138,10 +138,12 @@ class LCRecModel(AdaptedModel, SharedLoRA):
 
         input_ids int64 [B, T]: the language model's tokens and, from its vocabulary's size on, those of codes;
         attention_mask [B, T] of 0 and 1, padded on the right; labels int64 [B, T]: the token that follows each
-        position, -100 where that is no target. p is a softmax over the codes of the target's level, or over the
-        vocabulary where the target is text. user_vectors [B, d] with a generator.
+        position, -100 where that is no target. p is a softmax over the codes that items have behind the codes before
+        the target, or, with normalise="level", over all of its level; over the vocabulary where the target is text.
+        user_vectors [B, d] with a generator.
 
-        Raises ValueError for shapes that do not fit and labels without a target.
+        Raises ValueError for shapes that do not fit, labels without a target and, unless normalise is "level", a code
+        as a target that no item has behind the codes before it.
         """
         check_prompts(input_ids, attention_mask)
         if labels.shape != input_ids.shape:
@@ -152,7 +154,8 @@ class LCRecModel(AdaptedModel, SharedLoRA):
         if not bool(asked.any()):
             raise ValueError("labels: expected a target at one position at least, got none")
         hidden = self.hidden(input_ids, attention_mask, self.dropped(self.deltas(user_vectors)))[asked]
-        return LCRecOutput(loss=self._loss(hidden, targets[asked]))
+        parents = self.tokens.parents(input_ids, labels)[used][asked]
+        return LCRecOutput(loss=self._loss(hidden, targets[asked], parents))
 
     def rank(
         self,
@@ -200,19 +203,28 @@ class LCRecModel(AdaptedModel, SharedLoRA):
         found: Tensor = self.base.base_model(inputs_embeds=embedded, use_cache=False, **arguments).last_hidden_state
         return found
 
-    def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross-entropy of targets [P] behind hidden states [P, h]."""
+    def _loss(self, hidden: Tensor, targets: Tensor, parents: Tensor) -> Tensor:
+        """The mean cross-entropy of targets [P] behind hidden states [P, h] and nodes [P] of the trie."""
         place = targets - self.tokens.first
         total = hidden.new_zeros((), dtype=torch.float32)
         for level in range(self.tokens.levels):
             rows = (place >= 0) & (place // self.tokens.size == level)
             if bool(rows.any()):
-                logits = self.tokens.logits(hidden[rows], level)
-                total = total + functional.cross_entropy(logits, place[rows] % self.tokens.size, reduction="sum")
+                codes, logits = place[rows] % self.tokens.size, self.tokens.logits(hidden[rows], level)
+                if self.config.normalise == "children":
+                    logits = self._among_children(logits, codes, parents[rows], level)
+                total = total + functional.cross_entropy(logits, codes, reduction="sum")
         if bool((place < 0).any()):
             logits = self.base.get_output_embeddings()(hidden[place < 0]).float()
             total = total + functional.cross_entropy(logits, targets[place < 0], reduction="sum")
         return total / len(targets)
+
+    def _among_children(self, logits: Tensor, codes: Tensor, parents: Tensor, level: int) -> Tensor:
+        """Logits [P, K], -inf for codes that no item has behind the nodes."""
+        there = self.tokens.trie_level(level)[parents.clamp(min=0)].where(parents[:, None] >= 0, -1)
+        if not bool((there.gather(1, codes[:, None]) >= 0).all()):
+            raise ValueError("labels: expected codes of items, got one that no item has behind the codes before it")
+        return logits.masked_fill(there < 0, -torch.inf)
 
     @classmethod
     def _file_names(cls) -> tuple[str, ...]:
