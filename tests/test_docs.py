@@ -1,6 +1,5 @@
 """The site: every Markdown file and every public module is a page, and what pages lead to is there."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -9,16 +8,14 @@ from types import ModuleType
 
 import pytest
 
+from tests.modules import load_file
+
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def docs() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("docs", ROOT / "docs.py")
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_file(ROOT / "docs.py", "docs")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,13 @@
 """The bodies of requests and answers, as OpenAPI describes them."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from cora.serving.answers import Answer
+
+if TYPE_CHECKING:
+    from typing import Self
 
 MOST_PROMPTS = 1000  # of one request
 # Ids are int64, or text as long as anybody's ids are.
@@ -32,17 +35,23 @@ class RecommendRequest(_Request):
     )
 
 
-class Scored(BaseModel):
+class _Item(BaseModel):
     item: Id
     title: str
+    probability: float
+
+    @classmethod
+    def all_of(cls, answer: Answer) -> "list[Self]":
+        """The rows of the answer's table."""
+        rows = answer.table.rename(columns={"item_id": "item"})[list(cls.model_fields)]
+        return [cls(**row) for row in rows.to_dict("records")]
+
+
+class Scored(_Item):
     score: float = Field(description="Logit of a like.")
-    probability: float
 
 
-class Recommended(BaseModel):
-    item: Id
-    title: str
-    probability: float
+class Recommended(_Item):
     collaborative_rank: int = Field(description="Place among the candidates by the collaborative vectors alone.")
 
 
@@ -57,12 +66,7 @@ class Scores(_Response):
 
     @classmethod
     def of(cls, request: ScoreRequest, answer: Answer) -> "Scores":
-        columns = answer.table[["item_id", "title", "score", "probability"]]
-        items = [
-            Scored(item=item, title=title, score=score, probability=probability)
-            for item, title, score, probability in _rows(columns)
-        ]
-        return cls(user=request.user, known=answer.known, delta=request.delta, items=items)
+        return cls(user=request.user, known=answer.known, delta=request.delta, items=Scored.all_of(answer))
 
 
 class Recommendations(_Response):
@@ -71,12 +75,7 @@ class Recommendations(_Response):
 
     @classmethod
     def of(cls, request: RecommendRequest, answer: Answer) -> "Recommendations":
-        columns = answer.table[["item_id", "title", "probability", "collaborative_rank"]]
-        items = [
-            Recommended(item=item, title=title, probability=probability, collaborative_rank=rank)
-            for item, title, probability, rank in _rows(columns)
-        ]
-        known, history = answer.known, answer.history
+        items, known, history = Recommended.all_of(answer), answer.known, answer.history
         return cls(user=request.user, known=known, delta=request.delta, history=history, items=items)
 
 
@@ -90,8 +89,3 @@ class Problem(BaseModel):
     """Why there is no answer, in one line."""
 
     detail: str
-
-
-def _rows(columns: Any) -> Any:
-    """The rows of a frame as Python's values."""
-    return zip(*(columns[name].tolist() for name in columns), strict=True)

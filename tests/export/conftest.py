@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cora.runs.settings import RunConfig
 from cora.runs.train import train
+from tests.words import word_tokenizer
 
 SIZES: dict[str, Any] = dict(
     vocab_size=101, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
@@ -90,12 +90,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 def _run(family: str, folder: Path, settings: dict[str, Any]) -> Path:
-    words = ["<pad>", "<s>", "</s>", "<unk>", *"Liked Asked Answer . ? : , Yes No none so far film".split(), '"']
-    vocabulary = {word: i for i, word in enumerate([*words, *map(str, range(40))])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    names = {f"{kind}_token": word for kind, word in zip(("pad", "bos", "eos", "unk"), words, strict=False)}
-    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder / "base")
+    word_tokenizer().save_pretrained(folder / "base")
     _make_base(family).save_pretrained(folder / "base")
     random = np.random.default_rng(0)
     items = random.integers(0, 30, 300)

@@ -1,7 +1,6 @@
 """What setup.py finds, says and records; and what is said at first use where nothing was built."""
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -21,17 +20,14 @@ import torch
 import cora_kernels
 from cora_kernels import dispatch, lora_linear
 from cora_kernels.backends import extension
+from tests.modules import load_file
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def setup_py() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("setup_py", ROOT / "setup.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(ROOT / "setup.py", "setup_py")
 
 
 def make_environment(folder: Path, *, torch_there: bool) -> Path:
@@ -140,11 +136,7 @@ def again(monkeypatch: pytest.MonkeyPatch, record: dict[str, Any] | None, tmp_pa
         (folder.parent / "built.json").write_text(json.dumps(record))
     monkeypatch.delattr(cora_kernels, "_C", raising=False)
     monkeypatch.setitem(sys.modules, "cora_kernels._C", None)
-    spec = importlib.util.spec_from_file_location("loaded_again", folder / "extension.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(folder / "extension.py", "loaded_again")
 
 
 @pytest.mark.parametrize(

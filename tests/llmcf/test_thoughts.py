@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from cora.cli import main
 from cora.data.thoughts import Thoughts, spread
@@ -21,6 +20,7 @@ from cora.runs.settings import RunConfig
 from cora.runs.thoughts import _by_counts, _decisions, write_thoughts
 from cora.runs.writer import Cache
 from tests.films import write_ratings
+from tests.words import word_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -28,12 +28,11 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random language model of a few words."""
     folder = tmp_path_factory.mktemp("tiny-llama")
     words = ["<pad>", "</s>", "<unk>", *"This user liked disliked A saw film : , . it".split(), '"']
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*words, *map(str, range(40))])}, "<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+    tokenizer = word_tokenizer(words, eos_token="</s>", unk_token="<unk>")
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "llama", vocab_size=len(words) + 40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        "llama", vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -217,7 +216,7 @@ def test_a_personal_writer(base_folder: Path, ratings: Path, tmp_path: Path) -> 
 
 def test_vectors_are_means_over_the_tokens_of_the_text(base_folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base_folder).eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(base_folder)
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
     texts = ["This user liked film 3", "it", "", "A user saw it , 5 7 9 11 13"]
     found = torch.zeros(len(texts), 16)
     for rows, vectors in text_vectors(model, tokenizer, texts, batch_size=3):

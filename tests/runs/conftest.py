@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from cora.runs.settings import RunConfig
 from cora.runs.train import train
 from tests.films import write_ratings
+from tests.words import word_tokenizer
 
 PROMPT = "Liked {history} . Asked {title} ? Answer :"
 
@@ -19,17 +19,11 @@ PROMPT = "Liked {history} . Asked {title} ? Answer :"
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-llama")
-    words = ["<pad>", "<s>", "</s>", "<unk>", *"Liked Asked Answer . ? : , Yes No none so far film".split(), '"']
-    vocabulary = {word: i for i, word in enumerate([*words, *map(str, range(40))])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    )
+    tokenizer = word_tokenizer()
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "llama", vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        "llama", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
