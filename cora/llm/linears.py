@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cora.llm.names import fits
 from cora.llm.patched_linear import LoRALinear
-from cora.llm.quantised import is_quantised
+from cora.llm.quantised import is_quantised, told_by
 
 # Architectures that hand some linears their input as rows, the tokens of one sample after those of another.
 _AS_ROWS = {"opt": ("fc1", "fc2"), "qwen2_moe": ("shared_expert_gate", "gate_proj", "up_proj", "down_proj")}
@@ -42,7 +42,8 @@ def linear_sizes(model: nn.Module) -> dict[str, LinearSize]:
             size_in, size_out = module.weight.shape
         else:
             size_in, size_out = cast(Any, module).in_features, cast(Any, module).out_features
-        sizes[name] = LinearSize(size_in, size_out, transposed, module.weight.device, module.weight.dtype)
+        weight = told_by(module)
+        sizes[name] = LinearSize(size_in, size_out, transposed, weight.device, weight.dtype)
     return sizes
 
 

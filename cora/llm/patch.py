@@ -12,7 +12,7 @@ from cora.llm.deltas import FLOATS, Delta, checked
 from cora.llm.linears import is_plain, stacked_weights, takes_rows
 from cora.llm.names import fits, layer_index
 from cora.llm.patched_linear import LoRALinear, SiblingGroup
-from cora.llm.quantised import KNOWN, QuantisedLinear, is_quantised
+from cora.llm.quantised import KNOWN, PackedLinear, QuantisedLinear, is_packed, is_quantised
 from cora.llm.resizing import allow_resizing, refuse_resizing
 
 ALL_LINEAR = "all-linear"
@@ -214,8 +214,8 @@ def patch(
     memory that changes most of it (an average of weights copied in, offloading). After such a write to a few elements
     or rows, call `patch.refresh()`.
 
-    Linears that bitsandbytes (4 and 8 bit), torchao or transformers' GGUF loader have quantised run as they are, and
-    the delta is added to what they give, in place.
+    Linears that bitsandbytes (4 and 8 bit), torchao, GPTQModel (GPTQ and AWQ) or transformers' GGUF loader have
+    quantised run as they are, and the delta is added to what they give, in place.
 
     Raises TypeError if a target is no plain nn.Linear or Conv1D and none of those (quantised in another way, an
     embedding, wrapped by PEFT), ValueError if nothing matches, for a layer that does not exist, for a model already
@@ -237,7 +237,7 @@ def patch(
 
 def _patched(name: str, base: nn.Module, calls: Calls, rows: bool) -> LoRALinear:
     if is_quantised(base):
-        return QuantisedLinear(name, base, calls, rows)
+        return (PackedLinear if is_packed(base) else QuantisedLinear)(name, base, calls, rows)
     return LoRALinear(name, base, isinstance(base, Conv1D), calls, rows)
 
 
@@ -321,7 +321,7 @@ def _check_patchable(name: str, module: nn.Module) -> None:
             f"target_modules: {name} is a {kind}, expected a plain torch.nn.Linear or transformers' Conv1D, "
             f"or a linear quantised by {KNOWN}"
         )
-    if "weight" not in module._parameters:
+    if "weight" not in module._parameters and not is_packed(module):
         raise TypeError(
             f"target_modules: {name} makes its weight anew (is it pruned or parametrised?); undo that first"
         )

@@ -50,9 +50,7 @@ class LoRALinear(nn.Module):
         self.transposed = transposed
         self.rows = rows
         self.calls = calls
-        self.weight = cast(nn.Parameter, base.weight)
-        self.bias = cast("nn.Parameter | None", base.bias)
-        self.out_features, self.in_features = self.frozen_weight.shape
+        self._hold(base)
         self.nf = self.out_features  # its name in Conv1D's forward
         self.group: SiblingGroup | None = None
         self.training = base.training
@@ -61,6 +59,12 @@ class LoRALinear(nn.Module):
             setattr(self, hooks, getattr(base, hooks))
         self._keeps = False
         self._kept = _Kept()
+
+    def _hold(self, base: nn.Module) -> None:
+        """Takes the tensors and the sizes of the linear."""
+        self.weight = cast(nn.Parameter, base.weight)
+        self.bias = cast("nn.Parameter | None", base.bias)
+        self.out_features, self.in_features = self.frozen_weight.shape
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

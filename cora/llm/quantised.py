@@ -20,15 +20,29 @@ _LINEARS = (
 )
 # The libraries whose tensors, in the place of the weight of an nn.Linear, do the same.
 _TENSORS = ("torchao.",)
-KNOWN = "bitsandbytes, torchao or GGUF"
+# The base of the linears that keep W in buffers alone, as GPTQ and AWQ do: integers, and what scales them.
+_PACKED = "gptqmodel.nn_modules.qlinear.BaseQuantLinear"
+_SCALES = "scales"
+KNOWN = "bitsandbytes, torchao, GPTQModel or GGUF"
 
 
 def is_quantised(module: nn.Module) -> bool:
     """Whether a module is a linear with a weight that one of the KNOWN libraries has quantised."""
-    if _full_name(type(module)) in _LINEARS:
+    if _full_name(type(module)) in _LINEARS or is_packed(module):
         return True
     weight = module._parameters.get("weight") if type(module) is nn.Linear else None
     return weight is not None and _full_name(type(weight)).startswith(_TENSORS)
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether a module is a quantised linear that has its W in buffers, and no weight."""
+    known = any(_full_name(kind) == _PACKED for kind in type(module).__mro__)
+    return known and module._buffers.get(_SCALES) is not None
+
+
+def told_by(module: nn.Module) -> Tensor:
+    """The tensor of a linear that tells its device and dtype: the weight, or what scales one in buffers."""
+    return cast(Tensor, module._buffers[_SCALES] if is_packed(module) else module.weight)
 
 
 def _full_name(kind: type) -> str:
@@ -43,8 +57,11 @@ class QuantisedLinear(LoRALinear):
 
     def __init__(self, name: str, base: nn.Module, calls: Calls, rows: bool = False) -> None:
         super().__init__(name, base, False, calls, rows)
-        self.out_features, self.in_features = cast(Any, base).out_features, cast(Any, base).in_features
         self._buffers = base._buffers
+
+    def _hold(self, base: nn.Module) -> None:
+        self.weight, self.bias = base.weight, base.bias
+        self.in_features, self.out_features = cast(Any, base).in_features, cast(Any, base).out_features
 
     def keep_packed(self, keep: bool = True) -> None:
         """Nothing is packed of a weight that is no matrix."""
@@ -73,6 +90,34 @@ class QuantisedLinear(LoRALinear):
         base = self.base
         base._load_from_state_dict(*arguments)
         self._parameters.update(base._parameters)
+
+
+class PackedLinear(QuantisedLinear):
+    """A QuantisedLinear whose base `is_packed`. Its `weight` are the scales, which tell device and dtype."""
+
+    def _hold(self, base: nn.Module) -> None:
+        self.in_features, self.out_features = cast(Any, base).in_features, cast(Any, base).out_features
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return cast(Tensor, self._buffers[_SCALES])
+
+    @property
+    def base(self) -> nn.Module:
+        return self._base[0]
+
+    def frozen(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled() and not cast(Any, self.base).SUPPORTS_TRAINING:
+            raise RuntimeError(
+                f"{self.name}: {type(self.base).__name__} has no gradient to x; to train, load the model for "
+                "GPTQModel's backend `torch`"
+            )
+        return super().frozen(x)
+
+    def train(self, mode: bool = True) -> "PackedLinear":
+        """Of the base too, whose kernels may have no gradient but while it trains."""
+        self.base.train(mode)
+        return cast(PackedLinear, super().train(mode))
 
 
 def _of_sample(delta: Delta, sample: int) -> Delta:

@@ -1,5 +1,6 @@
 """What is special about the CPU kernels: instruction sets, threads, the extension itself."""
 
+import importlib.util
 import sys
 from dataclasses import replace
 
@@ -12,7 +13,6 @@ import cora_kernels
 from cora_kernels import lora_linear
 from cora_kernels.backends import cpu, extension
 from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
-from tests.modules import load_file
 
 pytestmark = pytest.mark.skipif(cpu.availability() is not None, reason=f"cpu: {cpu.availability()}")
 
@@ -167,7 +167,15 @@ def test_opcheck():
 def test_without_the_extension_it_says_so(monkeypatch):
     monkeypatch.delattr(cora_kernels, "_C")
     monkeypatch.setitem(sys.modules, "cora_kernels._C", None)
-    bare = load_file(extension.__file__, "loaded_again")
+    bare = _again(extension)
     assert "the native extension is not there" in bare.unavailable
     monkeypatch.setattr(sys.modules["cora_kernels.backends"], "extension", bare)
-    assert "the native extension is not there" in load_file(cpu.__file__, "loaded_again").availability()
+    assert "the native extension is not there" in _again(cpu).availability()
+
+
+def _again(module):
+    """The module, loaded a second time."""
+    spec = importlib.util.spec_from_file_location("loaded_again", module.__file__)
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    return again

@@ -47,12 +47,25 @@ def torchao(linear: nn.Linear) -> nn.Module:
     return holder[0].requires_grad_(False)
 
 
+def gptq(linear: nn.Linear) -> nn.Module:
+    """Random integers of 4 bits, 8 to a word, around 8."""
+    library = pytest.importorskip("gptqmodel.nn_modules.qlinear.torch", reason="GPTQModel is not installed")
+    bias = linear.bias is not None
+    made = library.TorchLinear(4, 32, True, False, linear.in_features, linear.out_features, bias)
+    generator = torch.Generator().manual_seed(linear.out_features)
+    made.qweight.random_(-(2**31), 2**31 - 1, generator=generator)
+    made.qzeros.fill_(0x88888888 - 2**32)
+    made.scales.fill_(0.03)
+    return made
+
+
 KINDS: dict[str, Callable[[nn.Linear], nn.Module]] = {
     "GGUF Q8_0": lambda linear: gguf(linear, GGMLQuantizationType.Q8_0),
     "GGUF Q4_0": lambda linear: gguf(linear, GGMLQuantizationType.Q4_0),
     "bitsandbytes nf4": lambda linear: bitsandbytes(linear, 4),
     "bitsandbytes int8": lambda linear: bitsandbytes(linear, 8),
     "torchao int8": torchao,
+    "GPTQModel": gptq,
 }
 
 
@@ -160,7 +173,21 @@ def test_a_method_learns_on_a_quantised_base(quantised: PreTrainedModel) -> None
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
+    assert model.eval() and not any(module.training for module in quantised.modules())
     assert [type(one) for one in model.unpatch().parameters()] == weights
+
+
+def test_a_kernel_without_gradients_says_so(make_base: Any, make_deltas: Any) -> None:
+    base = make_base("llama", **SIZES)
+    for layer in base.model.layers:
+        layer.self_attn.q_proj = gptq(layer.self_attn.q_proj)
+        layer.self_attn.q_proj.SUPPORTS_TRAINING = False
+    patch = cora.patch(base, ["q_proj"])
+    patch.set_deltas(make_deltas(patch, 4))
+    with torch.no_grad():
+        logits(base)
+    with pytest.raises(RuntimeError, match=r"layers.0.self_attn.q_proj: TorchLinear has no gradient to x; to train, "):
+        logits(base)
 
 
 def test_other_quantised_linears_are_refused_by_name(make_base: Any) -> None:
@@ -170,6 +197,6 @@ def test_other_quantised_linears_are_refused_by_name(make_base: Any) -> None:
 
     base = make_base("llama")
     base.model.layers[0].self_attn.q_proj = QuantLinear(48, 48)
-    with pytest.raises(TypeError, match="q_proj is a .*QuantLinear, expected .* quantised by bitsandbytes, torchao or"):
+    with pytest.raises(TypeError, match="q_proj is a .*QuantLinear, expected .* quantised by bitsandbytes, torchao, "):
         cora.patch(base, ["q_proj"])
     assert type(base.model.layers[1].self_attn.q_proj) is nn.Linear
