@@ -1,5 +1,6 @@
 """The command `cora`."""
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -9,15 +10,33 @@ from cora.data.problems import clipped
 from cora.runs.distributed import is_main, one_speaks, process_index
 
 _LONGEST_ERROR = 300  # characters
+_BROKEN_PIPE = 141  # what a shell says of a command that SIGPIPE has ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, or 2 after one line on stderr for what the user can put right."""
+    """Runs one command; returns 0, or 2 after one line on stderr for what the user can put right.
+
+    Where nobody reads its output any more, as behind `| head`, it ends without a word and returns 141.
+    """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is flushed at exit goes nowhere: Python would complain of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = parser().parse_args(arguments)
     warnings.formatwarning = lambda message, *_, **__: f"cora: note: {message}\n"
     try:
         with one_speaks():
             options.command(options)
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, OSError) as error:
         if sys.flags.dev_mode:  # python -X dev
             raise
