@@ -10,9 +10,11 @@ namespace cora::cpu {
 // Whether the values of t are the numbers in its memory on the CPU, and nothing but torch itself has a say in what
 // happens to it: no sparse or other layout, no negative bit, no zeros without memory, no subclass or function transform.
 inline bool is_plain(const at::Tensor& t) {
-  constexpr c10::DispatchKeySet plain({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
-                                       c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU});
-  return (t.key_set().raw_repr() & ~plain.raw_repr()) == 0;
+  // Of a temporary: torch 2.6 has raw_repr() of no constant.
+  const uint64_t plain = c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
+                                              c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU})
+                             .raw_repr();
+  return (t.key_set().raw_repr() & ~plain) == 0;
 }
 
 // t, or a copy of it that is plain where t has a negative bit or is zeros without memory.
