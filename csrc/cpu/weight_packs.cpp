@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
@@ -129,8 +130,11 @@ std::vector<PackOf> living_packs() {
   std::vector<std::pair<WeakTensor, PackOf>> all;
   {
     std::lock_guard<std::mutex> lock(owners().mutex);
-    std::erase_if(owners().all, [](const auto& entry) { return entry.second.weight.expired(); });
-    for (const auto& [_, owner] : owners().all) {
+    auto& known = owners().all;
+    // C++17 has no erase_if, and torch 2.6 compiles as that.
+    for (auto entry = known.begin(); entry != known.end();)
+      entry = entry->second.weight.expired() ? known.erase(entry) : std::next(entry);
+    for (const auto& [_, owner] : known) {
       for (const PackOf& pack : owner.packs)
         all.emplace_back(owner.weight, pack);
     }
