@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from glob import glob
 from os.path import exists, join
@@ -102,8 +103,11 @@ def native() -> dict:
     """The arguments of setup that concern the extension."""
     show_torch()
     try:
-        import torch
-        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+        with warnings.catch_warnings():
+            # pip shows warnings of a build, and an environment with torch alone has no NumPy.
+            warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+            import torch
+            from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
     except ImportError as error:
         which_one = "activated environment" if is_made_for_the_build() else "environment"
         BuildNothing.reason = f"the build found no torch in the {which_one} ({error})"

@@ -122,7 +122,7 @@ def score_command(options: argparse.Namespace) -> None:
 def recommend_command(options: argparse.Namespace) -> None:
     from cora.runs.recommend_all import recommend_all
 
-    users = recommend_all(options.run, options.users, options.out, options.top, options.candidates)
+    users = recommend_all(options.run, options.users, options.out, options.top, options.candidates, options.ray)
     print(f"recommendations for {users} users in {options.out}")
 
 

@@ -129,6 +129,11 @@ def parser() -> argparse.ArgumentParser:
     )
     recommend.add_argument("--users", required=True, metavar="FILE", help="text file, one user id a line")
     recommend.add_argument("--out", required=True, metavar="FILE", help="parquet file to write")
+    recommend.add_argument(
+        "--ray", metavar="ADDRESS",
+        help="divide the users among the machines of a Ray cluster: its address, `auto` for the one that this machine "
+        "is in, `local` for one of this machine alone; needs the extra `ray`",
+    )  # fmt: skip
     recommend.set_defaults(command=commands.recommend_command)
     for one in (score, recommend):
         one.add_argument("--run", required=True, metavar="FOLDER", help="folder of a finished run")

@@ -60,7 +60,7 @@ class QuantisedLinear(LoRALinear):
         self._buffers = base._buffers
 
     def _hold(self, base: nn.Module) -> None:
-        self.weight, self.bias = base.weight, base.bias
+        self.weight, self.bias = cast(nn.Parameter, base.weight), cast("nn.Parameter | None", base.bias)
         self.in_features, self.out_features = cast(Any, base).in_features, cast(Any, base).out_features
 
     def keep_packed(self, keep: bool = True) -> None:

@@ -151,7 +151,8 @@ class Recommender:
                 "user_id": rows["user_id"],
                 "rank": 1 + rows.groupby("of").cumcount(),
                 "item_id": rows["item_id"],
-                "title": [self.titles[item] for item in rows["item_id"].tolist()],
+                # Of a type without rows too: tables of some users and of others become one.
+                "title": pd.Series([self.titles[item] for item in rows["item_id"]], index=rows.index, dtype=object),
                 "probability": probability(rows["score"].to_numpy()),
                 "collaborative_rank": rows["collaborative_rank"],
             }
