@@ -54,7 +54,7 @@ def _makers(prepared: NextItems) -> dict[str, Callable[[], Scores]]:
         ranking = Ranking(_ranks(prepared, scores, valid, kept=False), sequences.user[valid])
         return float(ranking.values("ndcg", 10).mean())
 
-    made = {name: partial(make, training, items) for name, make in BASELINES.items()}
+    made: dict[str, Callable[[], Scores]] = {name: partial(make, training, items) for name, make in BASELINES.items()}
     return made | {name: partial(trained, name, training, items, validate, seed) for name in READERS}
 
 
