@@ -1,6 +1,18 @@
-"""Settings of hypothesis: a short, repeatable search in every run of the tests; long with --hypothesis-profile=fuzz."""
+"""Settings of hypothesis: a short, repeatable search in every run of the tests; long with --hypothesis-profile=fuzz.
 
+And what the tests of both GPU backends ask for where no GPU is: ptxsim, which executes compiled PTX on the CPU.
+"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+from cora_kernels.planning import choose
 
 _ALLOWED = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture]
 
@@ -14,3 +26,28 @@ for _name, _examples in (("short", 100), ("fuzz", 5000)):
         suppress_health_check=_ALLOWED,
     )
 settings.load_profile("short")
+
+
+@pytest.fixture(scope="session")
+def ptxsim() -> ModuleType:
+    """From the folder that PTXSIM names, or beside the repository."""
+    folder = Path(os.environ.get("PTXSIM", Path(__file__).parents[2] / "shared" / "ptxsim"))
+    if not folder.is_dir():
+        pytest.skip(f"ptxsim is not in {folder}: kernels compiled to PTX are not executed")
+    sys.path.insert(0, str(folder.parent))
+    try:
+        return importlib.import_module("ptxsim")
+    finally:
+        sys.path.remove(str(folder.parent))
+
+
+@pytest.fixture
+def prefer(monkeypatch):
+    """Every call that can goes by the given strategy; the rule chooses for the others."""
+
+    def force(strategy: str) -> None:
+        rule = choose.choose
+        forced = lambda problem, gpu, backend, asked=None: rule(problem, gpu, backend, asked or strategy)  # noqa: E731
+        monkeypatch.setattr(choose, "choose", forced)
+
+    return force

@@ -39,35 +39,14 @@ class OuterConfig(NamedTuple):
 
 # 16-bit GEMMs, S given. Large tiles first, the last one for a few rows. At 128 x 128 and below two blocks or more share
 # a multiprocessor, so that one computes while another stores. None spills on its part: the tests compile them.
+_SMALL = GemmConfig(64, 64, 64, 4, 4), GemmConfig(16, 64, 128, 4, 4)
+_LARGE = GemmConfig(128, 256, 64, 8, 3), GemmConfig(128, 128, 64, 8, 3)
 _GEMM = {
-    "sm_80": (
-        GemmConfig(128, 256, 32, 8, 3),
-        GemmConfig(128, 128, 32, 4, 4),
-        GemmConfig(64, 128, 64, 4, 3),
-        GemmConfig(64, 64, 64, 4, 4),
-        GemmConfig(16, 64, 128, 4, 4),
-    ),
-    "sm_90": (
-        GemmConfig(128, 256, 64, 8, 3),
-        GemmConfig(128, 128, 64, 8, 3),
-        GemmConfig(64, 128, 64, 4, 4),
-        GemmConfig(64, 64, 64, 4, 4),
-        GemmConfig(16, 64, 128, 4, 4),
-    ),
-    "sm_100": (
-        GemmConfig(128, 256, 64, 8, 3),
-        GemmConfig(128, 128, 64, 8, 3),
-        GemmConfig(128, 64, 64, 4, 4),
-        GemmConfig(64, 64, 64, 4, 4),
-        GemmConfig(16, 64, 128, 4, 4),
-    ),
-    "gfx942": (
-        GemmConfig(128, 256, 64, 8, 2),
-        GemmConfig(128, 128, 64, 8, 2),
-        GemmConfig(64, 128, 64, 4, 2),
-        GemmConfig(64, 64, 64, 4, 2),
-        GemmConfig(16, 64, 128, 4, 2),
-    ),
+    "sm_80": (GemmConfig(128, 256, 32, 8, 3), GemmConfig(128, 128, 32, 4, 4), GemmConfig(64, 128, 64, 4, 3), *_SMALL),
+    "sm_90": (*_LARGE, GemmConfig(64, 128, 64, 4, 4), *_SMALL),
+    "sm_100": (*_LARGE, GemmConfig(128, 64, 64, 4, 4), *_SMALL),
+    # Its shared memory holds two stages.
+    "gfx942": tuple(c._replace(num_stages=2) for c in (*_LARGE, GemmConfig(64, 128, 64, 4, 2), *_SMALL)),
 }
 # One pass holds S beside the tile: on sm_80, where both live in registers, the largest tiles would spill.
 _ONE_PASS = _GEMM | {"sm_80": (GemmConfig(128, 128, 64, 8, 3), *_GEMM["sm_80"][2:])}

@@ -1,30 +1,12 @@
 """The backend "cuda" on CPU tensors, where nvcc and ptxsim are there."""
 
-import importlib
-import os
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import simulator as simulation
 import torch
 
 from cora_kernels.backends import cuda, extension
-from cora_kernels.planning import choose
-
-
-@pytest.fixture(scope="session")
-def ptxsim() -> ModuleType:
-    """From the folder that PTXSIM names, or beside the repository."""
-    folder = Path(os.environ.get("PTXSIM", simulation.ROOT.parent / "shared" / "ptxsim"))
-    if not folder.is_dir():
-        pytest.skip(f"ptxsim is not in {folder}: kernels compiled to PTX are not executed")
-    sys.path.insert(0, str(folder.parent))
-    try:
-        return importlib.import_module("ptxsim")
-    finally:
-        sys.path.remove(str(folder.parent))
 
 
 @pytest.fixture(scope="session")
@@ -51,18 +33,6 @@ def simulator(_simulator, monkeypatch) -> simulation.Simulator:
     monkeypatch.setattr(cuda, "_DEVICE", "cpu")
     monkeypatch.setattr(cuda, "availability", lambda: None)
     return _simulator
-
-
-@pytest.fixture
-def prefer(monkeypatch):
-    """Every call that can goes by the given strategy; the rule chooses for the others."""
-
-    def force(strategy: str) -> None:
-        rule = choose.choose
-        forced = lambda problem, gpu, backend, asked=None: rule(problem, gpu, backend, asked or strategy)  # noqa: E731
-        monkeypatch.setattr(choose, "choose", forced)
-
-    return force
 
 
 @pytest.fixture

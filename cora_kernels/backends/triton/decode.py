@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cora_kernels.backends.triton import launch
+from cora_kernels.backends.triton.indexing import scaling_of
 from cora_kernels.planning.tile_sizes import multiprocessors
 from cora_kernels.segments import Segments
 
@@ -89,10 +90,7 @@ def decode_kernel(
         p_x += BK
         p_a += BK * tl.cast(stride_ak, INDEX)
     b_s = tl.sum(b_products, axis=1)
-    factor = tl.full((), scaling, tl.float32)
-    if scaling_ptr is not None:
-        factor = tl.load(scaling_ptr + i * stride_scaling).to(tl.float32)
-    b_s *= factor
+    b_s *= scaling_of(scaling_ptr, scaling, stride_scaling, i)
     if i_n == 0:
         tl.store(s_ptr + row * r + o_t[:, None] * r + o_r[None, :], b_s, mask=m_t[:, None] & m_r[None, :])
 
@@ -142,12 +140,8 @@ def decode(
                 K=K,
                 r=r,
                 stride_xm=x.stride(0),
-                stride_ai=a.stride(0) if a.dim() == 3 else 0,
-                stride_ak=a.stride(-2),
-                stride_ar=a.stride(-1),
-                stride_bi=b.stride(0) if b.dim() == 3 else 0,
-                stride_br=b.stride(-2),
-                stride_bn=b.stride(-1),
+                **launch.strides_of(a, "ai", "ak", "ar"),
+                **launch.strides_of(b, "bi", "br", "bn"),
                 stride_ym=y.stride(0),
             ),
             length=segments.length,

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cora_kernels.backends.triton import launch
-from cora_kernels.backends.triton.indexing import first_slot, rows_of, segment_of_slot
+from cora_kernels.backends.triton.indexing import tile_of_slot
 from cora_kernels.segments import Segments
 
 
@@ -50,13 +50,10 @@ def expand_kernel(
     n_n = tl.cdiv(N, BN)
     slot = tl.program_id(0) // n_n
     i_n = tl.program_id(0) % n_n
-    i = segment_of_slot(cu_ptr, n_segments, length, slot, BM)
-    start, stop = rows_of(cu_ptr, length, M, i)
-    first = start + (slot - first_slot(cu_ptr, length, i, BM)) * BM
+    i, first, m_m = tile_of_slot(cu_ptr, n_segments, length, M, slot, BM)
     i_rows = tl.arange(0, BM)
     i_columns = tl.arange(0, BN)
     o_r = tl.arange(0, BR)
-    m_m = (first + i_rows >= start) & (first + i_rows < stop)
     m_n = i_n * BN + i_columns < N
     row = first.to(tl.int64)
     column = i_n.to(tl.int64) * BN
@@ -101,9 +98,7 @@ def expand(
             **launch.in_units(
                 N=N,
                 r=r,
-                stride_bi=b.stride(0) if b.dim() == 3 else 0,
-                stride_br=b.stride(-2),
-                stride_bn=b.stride(-1),
+                **launch.strides_of(b, "bi", "br", "bn"),
                 stride_ym=y.stride(0),
             ),
             **launch.of_segments(walked),

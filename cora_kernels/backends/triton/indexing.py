@@ -83,6 +83,25 @@ def segment_of_slot(cu_ptr, n_segments, length, slot, BM: tl.constexpr):
 
 
 @triton.jit
+def tile_of_slot(cu_ptr, n_segments, length, M, slot, BM: tl.constexpr):
+    """The sample that a slot belongs to, the first row of its tile, and which of the tile's BM rows the sample has."""
+    i = segment_of_slot(cu_ptr, n_segments, length, slot, BM)
+    start, stop = rows_of(cu_ptr, length, M, i)
+    first = start + (slot - first_slot(cu_ptr, length, i, BM)) * BM
+    rows = first + tl.arange(0, BM)
+    return i, first, (rows >= start) & (rows < stop)
+
+
+@triton.jit
+def scaling_of(scaling_ptr, scaling, stride_scaling, i):
+    """The scaling of sample i in fp32: its own, or the one number of all."""
+    factor = tl.full((), scaling, tl.float32)
+    if scaling_ptr is not None:
+        factor = tl.load(scaling_ptr + i * stride_scaling).to(tl.float32)
+    return factor
+
+
+@triton.jit
 def grouped_tile(tile, n_m, n_n, GROUP_M: tl.constexpr):
     """Row and column of a tile: GROUP_M row tiles side by side share each W tile while it is in L2."""
     in_group = GROUP_M * n_n

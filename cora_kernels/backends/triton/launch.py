@@ -62,6 +62,15 @@ def in_units(**numbers: int) -> dict[str, int]:
     return passed
 
 
+def strides_of(factor: Tensor | None, *names: str) -> dict[str, int]:
+    """The strides of A or B by the names of its three dimensions; 0 between the samples of one that they share."""
+    if factor is None:
+        strides = 0, 0, 0
+    else:
+        strides = factor.stride(0) if factor.dim() == 3 else 0, factor.stride(-2), factor.stride(-1)
+    return {f"stride_{name}": stride for name, stride in zip(names, strides, strict=True)}
+
+
 def of_segments(walked: Walked) -> dict[str, Any]:
     """The arguments of a kernel that say which segments it walks."""
     cu_seqlens, n_segments, length = walked

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from cora_kernels.backends.triton import launch
 from cora_kernels.backends.triton.indexing import (
-    first_slot,
     grouped_tile,
     rows_of,
+    scaling_of,
     segment_of,
-    segment_of_slot,
     slots_of,
+    tile_of_slot,
 )
 from cora_kernels.operands import is_per_sample
 from cora_kernels.planning.tile_sizes import GemmConfig, multiprocessors, rank_block
@@ -132,10 +132,7 @@ def lowrank_gemm_kernel(
         column = i_n.to(tl.int64) * BN
         m_n = i_n * BN + i_columns < N
         if ONE_PASS:
-            i_first = segment_of_slot(cu_ptr, n_segments, length, i_m, BM)
-            start, stop = rows_of(cu_ptr, length, M, i_first)
-            first = start + (i_m - first_slot(cu_ptr, length, i_first, BM)) * BM
-            m_m = (first + i_rows >= start) & (first + i_rows < stop)
+            i_first, first, m_m = tile_of_slot(cu_ptr, n_segments, length, M, i_m, BM)
         else:
             first = i_m * BM
             m_m = first + i_rows < M
@@ -164,10 +161,7 @@ def lowrank_gemm_kernel(
         o_s = i_rows[:, None] * r + o_r[None, :]  # [BM, BR]
         o_b = o_r[:, None].to(INDEX) * stride_br + i_columns[None, :].to(INDEX) * stride_bn  # [BR, BN]
         if ONE_PASS:
-            factor = tl.full((), scaling, tl.float32)
-            if scaling_ptr is not None:
-                factor = tl.load(scaling_ptr + i_first * stride_scaling).to(tl.float32)
-            b_s *= factor
+            b_s *= scaling_of(scaling_ptr, scaling, stride_scaling, i_first)
             if i_n == 0:
                 tl.store(p_s + o_s, b_s, mask=m_m[:, None] & m_r[None, :])
             p_b = b_ptr + i_first.to(tl.int64) * stride_bi + column * stride_bn
@@ -277,12 +271,8 @@ def _launch(x, w, a, b, bias, s, y, scaling, walked, config, accumulate):
                 stride_xm=x.stride(0),
                 stride_wk=w.stride(0),
                 stride_wn=w.stride(1),
-                stride_ai=a.stride(0) if one_pass and a.dim() == 3 else 0,
-                stride_ak=a.stride(-2) if one_pass else 0,
-                stride_ar=a.stride(-1) if one_pass else 0,
-                stride_bi=b.stride(0) if b.dim() == 3 else 0,
-                stride_br=b.stride(-2),
-                stride_bn=b.stride(-1),
+                **launch.strides_of(a, "ai", "ak", "ar"),
+                **launch.strides_of(b, "bi", "br", "bn"),
                 stride_ym=y.stride(0),
             ),
             **launch.of_segments(walked),

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cora_kernels.backends.triton import launch
-from cora_kernels.backends.triton.indexing import share_of_rows
+from cora_kernels.backends.triton.indexing import scaling_of, share_of_rows
 from cora_kernels.backends.triton.planes import sum_planes
 from cora_kernels.planning.tile_sizes import OuterConfig, rank_block
 from cora_kernels.segments import Segments
@@ -66,9 +66,7 @@ def shrink_outer_kernel(
     p_b = b_ptr + i.to(tl.int64) * stride_bi + column * stride_bn
     o_b = o_n[:, None].to(INDEX) * stride_bn + o_r[None, :].to(INDEX) * stride_br  # [BN, BR]
     b_b = tl.load(p_b + o_b, mask=m_n[:, None] & m_r[None, :], other=0.0).to(dtype)
-    factor = tl.full((), scaling, tl.float32)
-    if scaling_ptr is not None:
-        factor = tl.load(scaling_ptr + i * stride_scaling).to(tl.float32)
+    factor = scaling_of(scaling_ptr, scaling, stride_scaling, i)
 
     row = first.to(tl.int64)
     p_g = g_ptr + row * stride_gm + column
@@ -127,9 +125,7 @@ def shrink_outer(
                 N=N,
                 r=r,
                 stride_gm=g.stride(0),
-                stride_bi=b.stride(0) if b.dim() == 3 else 0,
-                stride_br=b.stride(-2),
-                stride_bn=b.stride(-1),
+                **launch.strides_of(b, "bi", "br", "bn"),
             ),
             **launch.of_segments(walked),
             **launch.of_scaling(scaling),
