@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from cora_kernels import dispatch
 from cora_kernels.autograd import autocasts
-from cora_kernels.backends import cpu
+from cora_kernels.backends import cpu, varlen_attention
 from cora_kernels.checks import boundaries, check_saved, has_tangent, number, parents_of, plain, transform
 from cora_kernels.segments import prefixes, spans
 
@@ -42,8 +42,10 @@ def packed_attention(
 
     Returns o [M, H, D] in q's dtype. Differentiable once, in q, k and v. On the CPU a kernel of its own serves, whose
     products are summed in float32, a parent's gradients over its children in their order, of which no [T, T] matrix is
-    kept and whose bits are the same for any number of threads; elsewhere, or where `use_backend` names another backend
-    than "cpu", torch's attention, sample by sample. Under autocast q, k and v are cast as for torch's attention.
+    kept and whose bits are the same for any number of threads. On NVIDIA GPUs torch.nn.attention.varlen serves bfloat16
+    and float16 (torch >= 2.10, D a multiple of 8 up to 256), which reads cu_seqlens and parents on the host once a
+    batch. Elsewhere, or where `use_backend` names a backend of another device, "chain" or "reference", it is torch's
+    attention, sample by sample. Under autocast q, k and v are cast as for torch's attention.
 
     Strides and views are free and layouts and subclasses refused as in `lora_linear`.
 
@@ -63,7 +65,11 @@ def packed_attention(
     # torch's attention has the derivatives of torch.func and of the forward mode, too.
     eager = not torch.compiler.is_compiling()
     watched = eager and (transform() is not None or has_tangent(q, k, v))
-    if not watched and attention_not_supported_reason(q.dtype, q.device) is None:
+    served = not watched and attention_not_supported_reason(q.dtype, q.device) is None
+    if served and q.device.type == varlen_attention.DEVICE:
+        if eager and varlen_attention.serves(q):
+            return varlen_attention.attention(q, k, v, cu_seqlens, parents, scale)
+    elif served:
         if eager and torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
             for name, t in (("q", q), ("k", k), ("v", v)):
                 check_saved(t, name)
@@ -78,11 +84,14 @@ def packed_attention(
 
 
 def attention_not_supported_reason(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why torch's attention serves a call of this dtype and device, or None: then it is the kernel."""
-    if dispatch.asked(None) not in (None, "cpu"):
+    """Why torch's attention serves a call of this dtype and device sample by sample; or None: then a kernel does."""
+    on_gpu = device.type == varlen_attention.DEVICE
+    if dispatch.asked(None) not in (None, "concat", *(("triton", "cuda") if on_gpu else ("cpu",))):
         return f"use_backend asks for {dispatch.asked(None)!r}"
+    if on_gpu:
+        return varlen_attention.not_supported_reason(dtype, device)
     if device.type != "cpu":
-        return f"the kernel runs on the CPU, the tensors are on {device}"
+        return f"the kernels run on the CPU and on NVIDIA GPUs, the tensors are on {device}"
     if dtype == torch.float64:
         return "the kernel has no float64"
     return cpu.availability()
