@@ -18,6 +18,7 @@ from bench import peers
 from bench.cases import BenchCase
 from cora_kernels import backends
 from cora_kernels.backends.weight_packs import keep_packed
+from cora_kernels.backends.wide_weights import make_room
 from cora_kernels.testing import Inputs, call
 
 Run = Callable[[], tuple[Tensor, ...]]
@@ -270,6 +271,18 @@ def _ours(backend: str, keep: bool = True) -> Callable[[BenchCase, Inputs], Run]
     return prepare
 
 
+def _concat(case: BenchCase, inputs: Inputs) -> Run:
+    """With room behind each W, as `cora.patch(concat=True)` lays it out."""
+    rank = max(a.shape[-1] for a in inputs.lora_as)
+    if any(b.dim() == 3 for b in inputs.lora_bs):
+        raise Unsupported("needs a B that the batch shares")
+    weights = tuple(torch.nn.Parameter(weight.detach().clone(), requires_grad=False) for weight in inputs.weights)
+    for weight in weights:
+        make_room(weight, rank)
+        keep_packed(weight)
+    return lambda: call(replace(inputs, weights=weights), "concat")
+
+
 def _gpu_peer(package: str, lacks: str) -> Callable[[BenchCase, Inputs], Run]:
     """A peer whose kernels cannot compute a case: the reason is in the table instead of a time."""
 
@@ -316,5 +329,6 @@ CONTESTANTS: tuple[Contestant, ...] = (
         Contestant(f"ours: {name}", f"cora_kernels, backend {name!r}", _ours(name), ours=True)
         for name in ("cpu", "triton", "cuda", "chain")
     ),
+    Contestant("ours: concat", "[x | S]·[W | Bᵀ]ᵀ by torch's GEMM, the rest by ours", _concat, ours=True),
     Contestant("ours: cpu, bare", "the same without kept copies of W, packed in each call", _ours("cpu", keep=False)),
 )

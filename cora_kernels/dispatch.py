@@ -26,6 +26,12 @@ def _chain() -> ModuleType:
     return chain
 
 
+def _concat() -> ModuleType:
+    from cora_kernels.backends import concat
+
+    return concat
+
+
 def _cpu() -> ModuleType:
     return cpu
 
@@ -51,6 +57,7 @@ _BACKENDS: dict[str, tuple[Callable[[], ModuleType], tuple[str, ...] | None]] = 
     "triton": (_triton, ("cuda",)),
     "cuda": (_cuda, ("cuda",)),
     "chain": (_chain, None),
+    "concat": (_concat, ()),
     "reference": (_reference, ()),
 }
 
@@ -113,7 +120,12 @@ def select(name: str | None, x: Tensor, operands: Operands) -> ModuleType:
         reasons = _reasons(backend, x, operands)
         if reasons:
             raise ValueError(f"backend {name!r} cannot serve this call: {'; '.join(reasons)}")
-        return backend
+        return backend.Concat(_best(x, operands)) if name == "concat" else backend
+    return _best(x, operands)
+
+
+def _best(x: Tensor, operands: Operands) -> ModuleType:
+    """The first backend of the device that can serve the call."""
     device = x.device.type
     for load, devices in _BACKENDS.values():
         if devices is None or device in devices:

@@ -7,7 +7,18 @@ import torch
 
 from cora_kernels import dispatch
 from cora_kernels.planning import cost
-from cora_kernels.planning.choose import DTYPES, choose, fuses, measured_for, plans, rates_of, reasons, why_not_fused
+from cora_kernels.planning.choose import (
+    DTYPES,
+    choose,
+    concat,
+    concatenates,
+    fuses,
+    measured_for,
+    plans,
+    rates_of,
+    reasons,
+    why_not_fused,
+)
 from cora_kernels.planning.cost import Launch, Problem, floor
 from cora_kernels.planning.gpus import GPUS, Gpu, gpu_of
 
@@ -83,6 +94,7 @@ def explain(
     MI300X.
     backend: "triton" or "cuda"; None takes that of `use_backend`, else the one that serves calls on a GPU here, else,
     where there is none, the preferred one, "triton".
+    "concat" is how linears run that `cora.patch` has laid out for it, as it does where the rule finds that faster.
     Bytes are those of DRAM, each operand of a kernel once; times are the model's, of eager calls one after another. The
     result prints as a table, in which every product names the strategies that it is not run by, and why not.
 
@@ -116,9 +128,16 @@ def _steps(shape: Shape, gpu: Gpu, backend: str, dtype: torch.dtype, sample_a: b
         launches = [launch for plan in chosen for launch in plan.launches] + more
         floors = [floor(p, gpu) for p in (forwards if product == "y" else backwards)]
         others = dict[str, float | str](reasons(problems[0]))
-        others |= {other.strategy: other.seconds for other in plans(problems[0], gpu, backend)}
-        measured = measured_for(problems[0], gpu, backend)
-        yield _step(shape, product, chosen[0].strategy, launches, cost.seconds(floors), others, measured)
+        for other in plans(problems[0], gpu, backend):
+            by_other = [launch for p in problems for launch in choose(p, gpu, backend, other.strategy).launches]
+            others[other.strategy] = cost.seconds([*by_other, *more])
+        measured, strategy = measured_for(problems[0], gpu, backend), chosen[0].strategy
+        if product == "y":
+            plan = concat(tuple(forwards), gpu, backend)
+            others["concat"] = "B is each sample's own" if sample_b else plan.seconds
+            if not sample_b and concatenates(tuple(forwards), gpu, backend):
+                strategy, launches, measured = plan.strategy, list(plan.launches), None
+        yield _step(shape, product, strategy, launches, cost.seconds(floors), others, measured)
     yield _step(shape, "dA", "outer", cost.outer(forwards[0], rates), 0.0, {}, None)
     ways = {
         "outer": [launch for p in backwards for launch in cost.outer(p, rates)],

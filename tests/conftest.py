@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from cora_kernels.planning import choose
@@ -51,3 +52,13 @@ def prefer(monkeypatch):
         monkeypatch.setattr(choose, "choose", forced)
 
     return force
+
+
+@pytest.fixture
+def poison():
+    """torch.empty returns NaN: a row that a kernel forgets to write cannot pass for a right one."""
+    before = torch.are_deterministic_algorithms_enabled()
+    # On a GPU cuBLAS refuses this without an environment variable; what is wanted here is the NaN.
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    yield
+    torch.use_deterministic_algorithms(before)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bench.gpu.machine import ROOT, Machine
+from cora_kernels.backends.wide_weights import make_room
 from cora_kernels.testing import Case, Inputs, assert_correct, call, make_inputs, results
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -102,6 +103,30 @@ def _graph_replay(machine: Machine, backend: str) -> None:
     assert torch.equal(out[0], call(inputs, backend)[0]), "the replay does not read what is there now"
 
 
+def _concat(machine: Machine, backend: str) -> None:
+    """With room behind each weight, on two streams and in a graph that reads another B afterwards."""
+    for case in (Case(batch=2, length=65, k=136, n=(136, 72), r=8), Case(lengths=BORDERS, k=264, n=(136,), r=70)):
+        inputs = make_inputs(replace(case, dtype=machine.dtype, bias=True), str(machine.device))
+        weights = tuple(torch.nn.Parameter(weight.clone(), requires_grad=False) for weight in inputs.weights)
+        for weight in weights:
+            make_room(weight, case.r)
+        inputs = replace(inputs, weights=weights)
+        assert_correct(inputs, "concat")
+    run = lambda: call(inputs, "concat")[0].detach()  # noqa: E731
+    assert torch.equal(machine.on_side_stream(run), run()), "another result on a stream of its own"
+    out = [torch.empty(0)]
+
+    def kept() -> None:
+        out[0] = run()
+
+    replay = machine.captured(kept)
+    with torch.no_grad():
+        inputs.lora_bs[0].mul_(2)
+    replay()
+    machine.synchronize()
+    assert torch.equal(out[0], run()), "the replay does not read the B that is there now"
+
+
 def _compiled(mode: str | None) -> Check:
     def check(machine: Machine, backend: str) -> None:
         """Forward and backward, with a scaling that changes afterwards."""
@@ -137,6 +162,7 @@ CHECKS: dict[str, Check] = {
     "the other GPUs": _second_gpu,
     "beyond 2^31 elements": _beyond_32_bits,
     "graph, replayed with other data": _graph_replay,
+    "concat": _concat,
     "torch.compile": _compiled(None),
     "torch.compile, reduce-overhead": _compiled("reduce-overhead"),
     "compute-sanitizer": _sanitizer,

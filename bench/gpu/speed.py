@@ -16,7 +16,16 @@ from cora_kernels.backends import extension
 from cora_kernels.planning import choose
 from cora_kernels.testing import Case, Inputs
 
-PEERS = ("frozen linear", "eager bmm", "torch.compile", "beta=1 chain", "grouped_mm", "ours: triton", "ours: cuda")
+PEERS = (
+    "frozen linear",
+    "eager bmm",
+    "torch.compile",
+    "beta=1 chain",
+    "grouped_mm",
+    "ours: triton",
+    "ours: cuda",
+    "ours: concat",
+)
 STRATEGIES = ("one_pass", "two_kernels", "separate", "decode")
 LINEARS = ("q", "k", "up", "down")
 # torch.compile takes longer to compile than all the others take to be timed: of one linear.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cora.llm.calls import Call, Calls
+from cora.llm.concat import excluded_from_concat, make_room_where_it_pays
 from cora.llm.deltas import FLOATS, Delta, checked
 from cora.llm.linears import is_plain, stacked_weights, takes_rows
 from cora.llm.names import fits, layer_index
@@ -34,7 +35,8 @@ class Patch:
 
     `layers` maps the full name of every patched linear to its LoRALinear, in the model's order; `groups` holds the
     names of those computed together; `unmatched` the target modules that matched nothing; `frozen` the names of the
-    linears whose weight required a gradient. str(patch) is the report.
+    linears whose weight required a gradient; `not_concatenated` says by name why `concat` leaves a weight where it is.
+    str(patch) is the report.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Patch:
         places: list[_Place],
         groups: list[tuple[nn.Module, SiblingGroup]],
         unmatched: list[str],
+        concat: bool | None = None,
     ) -> None:
         self.model = model
         self.calls = calls
@@ -66,6 +69,8 @@ class Patch:
         for place in places:
             place.layer.keep_packed()
             setattr(place.parent, place.child, place.layer)
+        self.concat = concat
+        self.not_concatenated = excluded_from_concat(model, self.layers.values())
         if any(layer is _output_layer(model) for layer in self.layers.values()):
             refuse_resizing(model)
 
@@ -104,6 +109,11 @@ class Patch:
         chosen = {} if deltas is None else self._choose(deltas)
         if cu_seqlens is not None:
             _check_cu_seqlens(cu_seqlens, chosen)
+        if self.concat is not False and not torch.compiler.is_compiling():
+            for names in self.inputs:
+                layers = [self.layers[name] for name in names if name in chosen]
+                if not any(layer.name in self.not_concatenated for layer in layers):
+                    make_room_where_it_pays(layers, chosen, always=self.concat is True)
         return Call(chosen, cu_seqlens, backward=torch._C._current_graph_task_id())
 
     def refresh(self) -> None:
@@ -130,6 +140,7 @@ class Patch:
         for place in self._places:
             setattr(place.parent, place.child, place.layer.base)
             place.layer.keep_packed(False)
+            place.layer.give_up_room()
         for handle in self._handles:
             handle.remove()
         for weight in self._frozen_weights:
@@ -153,6 +164,9 @@ class Patch:
             )
         if self.frozen:
             lines.append(f"  frozen until remove(): {len(self.frozen)} weights that required a gradient")
+        if self.concat and self.not_concatenated:
+            reasons = dict.fromkeys(f"{_of_any_layer(name)} ({why})" for name, why in self.not_concatenated.items())
+            lines.append(f"  not concatenated: {', '.join(reasons)}")
         if stacked := dict.fromkeys(_of_any_layer(name) for name in stacked_weights(self.model)):
             lines.append(f"  no linears, so without deltas: {', '.join(stacked)}")
         if self.unmatched:
@@ -187,6 +201,7 @@ def patch(
     model: nn.Module,
     target_modules: Sequence[str] | str = ("q_proj", "k_proj", "v_proj", "o_proj"),
     layers: Sequence[int] | None = None,
+    concat: bool | None = None,
 ) -> Patch:
     """Makes y_i = x_i·Wᵀ + scaling·(x_i·A_i)·B_i of the chosen linears of `model`, with A and B live tensors per
     sample.
@@ -214,6 +229,12 @@ def patch(
     memory that changes most of it (an average of weights copied in, offloading). After such a write to a few elements
     or rows, call `patch.refresh()`.
 
+    concat: whether x·Wᵀ + S·B is one product, [x | S]·[W | Bᵀ]ᵀ, where the batch shares lora_b (as CoRA's does), on any
+    device. True: wherever it can be; False: never; None: on GPUs, where the cost rule finds it faster. While patched,
+    those weights lie in buffers with room for Bᵀ, (K + 64) / K times as large up to rank 64, from the first deltas that
+    share a lora_b on; the state dict is contiguous as before, and remove() puts the weights back bit for bit. Tied and
+    quantised weights stay where they are: the report names them if `concat` is True.
+
     Linears that bitsandbytes (4 and 8 bit), torchao, GPTQModel (GPTQ and AWQ) or transformers' GGUF loader have
     quantised run as they are, and the delta is added to what they give, in place.
 
@@ -222,6 +243,8 @@ def patch(
     patched, or for a linear that cannot be wrapped. Nothing is changed then.
     """
     targets, wanted = _check_arguments(model, target_modules, layers)
+    if concat not in (True, False, None):
+        raise TypeError(f"concat: expected True, False or None, got {concat!r}")
     found, unmatched = _find(model, targets, wanted)
     calls = Calls()
     replaced: dict[int, LoRALinear] = {}
@@ -230,7 +253,7 @@ def patch(
         layer = replaced.setdefault(id(base), _patched(name, base, calls, takes_rows(model, name)))
         parent_name, _, child = name.rpartition(".")
         places.append(_Place(model.get_submodule(parent_name), child, layer))
-    result = Patch(model, calls, places, _groups(places), unmatched)
+    result = Patch(model, calls, places, _groups(places), unmatched, concat)
     print(result)
     return result
 

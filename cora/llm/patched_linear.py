@@ -11,6 +11,8 @@ from cora.llm.calls import Call, Calls
 from cora.llm.deltas import Delta
 from cora_kernels import lora_linear, lora_linear_group
 from cora_kernels.backends.weight_packs import keep_packed, refresh_packed, release_packed
+from cora_kernels.backends.wide_weights import give_up_room, make_room, room_of
+from cora_kernels.dispatch import asked
 
 # What torch.nn.Module keeps a module's forward hooks in.
 _HOOKS = (
@@ -59,6 +61,7 @@ class LoRALinear(nn.Module):
             setattr(self, hooks, getattr(base, hooks))
         self._keeps = False
         self._kept = _Kept()
+        self.room = 0
 
     def _hold(self, base: nn.Module) -> None:
         """Takes the tensors and the sizes of the linear."""
@@ -68,6 +71,8 @@ class LoRALinear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if self.room:
+            self.make_room(self.room)
         if self._keeps:
             self.keep_packed()
 
@@ -92,6 +97,25 @@ class LoRALinear(nn.Module):
             refresh_packed(self.weight)
         else:
             self.keep_packed(False)
+
+    def make_room(self, rank: int) -> None:
+        """Lays the weight out so that a shared lora_b of up to this rank is multiplied along with it: `wide_weights`.
+
+        `room` then says up to which rank. Only of a frozen plain Parameter: what others hold must stay where it is.
+        """
+        weight = self.weight
+        if type(weight) is nn.Parameter and not weight.requires_grad:
+            make_room(weight, rank, self.transposed)
+        self.room = room_of(weight)
+
+    def give_up_room(self) -> None:
+        give_up_room(self.weight)
+        self.room = 0
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.room and not keep_vars:
+            destination[f"{prefix}weight"] = destination[f"{prefix}weight"].contiguous()
 
     @property
     def base(self) -> nn.Module:
@@ -145,10 +169,10 @@ class LoRALinear(nn.Module):
     def alone(self, x: Tensor, call: Call) -> Tensor:
         lora_a, lora_b, scaling = call.deltas[self.name]
         operands = self.frozen_weight, lora_a, lora_b, self.bias
-        cu_seqlens = boundaries(call, x)
+        cu_seqlens, backend = boundaries(call, x), _backend([self], call)
         if cu_seqlens is None:
-            return lora_linear(x, *operands, scaling=scaling)
-        rows = lora_linear(x.flatten(0, 1), *operands, scaling=scaling, cu_seqlens=cu_seqlens)
+            return lora_linear(x, *operands, scaling=scaling, backend=backend)
+        rows = lora_linear(x.flatten(0, 1), *operands, scaling=scaling, cu_seqlens=cu_seqlens, backend=backend)
         return rows.unflatten(0, x.shape[:2])
 
     def extra_repr(self) -> str:
@@ -243,10 +267,18 @@ def _outputs(layers: list[LoRALinear], x: Tensor, call: Call) -> dict[str, Tenso
         [layer.bias for layer in layers],
         scaling=deltas[0].scaling,
         cu_seqlens=cu_seqlens,
+        backend=_backend(layers, call),
     )
     if cu_seqlens is not None:
         ys = tuple(y.unflatten(0, x.shape[:2]) for y in ys)
     return {layer.name: y for layer, y in zip(layers, ys, strict=True)}
+
+
+def _backend(layers: list[LoRALinear], call: Call) -> str | None:
+    """ "concat" where every weight has room for a lora_b that the batch shares, and `use_backend` names no other."""
+    lora_bs = [call.deltas[layer.name].lora_b for layer in layers]
+    fits = all(b.dim() == 2 and b.shape[0] <= layer.room for layer, b in zip(layers, lora_bs, strict=True))
+    return "concat" if fits and asked(None) is None else None
 
 
 def _holds(held: _Held, x: Tensor, call: Call) -> bool:

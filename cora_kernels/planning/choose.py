@@ -90,6 +90,19 @@ def plans(problem: Problem, gpu: Gpu, backend: str = "triton") -> tuple[Plan, ..
     return tuple(sorted(found, key=lambda plan: plan.seconds))
 
 
+@lru_cache(maxsize=4096)
+def concatenates(problems: tuple[Problem, ...], gpu: Gpu, backend: str) -> bool:
+    """Whether [x | S]·[W | Bᵀ]ᵀ of these linears of one x is faster than all else: where the batch shares each B."""
+    apart = [launch for p in problems for launch in choose(p, gpu, backend).launches]
+    return concat(problems, gpu, backend).seconds < cost.seconds(apart)
+
+
+@lru_cache(maxsize=4096)
+def concat(problems: tuple[Problem, ...], gpu: Gpu, backend: str) -> Plan:
+    """The plan of that: Triton's shrink copies x on its way."""
+    return cost.concat(problems, rates_of(gpu, backend), copies=backend == "triton")
+
+
 def rates_of(gpu: Gpu, backend: str) -> Gpu:
     """The rates with the GEMM and the launches of the backend in the place of Triton's."""
     return gpu._replace(gemm=gpu.gemm_cuda, host=_CUDA_HOST_SECONDS) if backend == "cuda" else gpu

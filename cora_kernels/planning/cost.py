@@ -61,6 +61,7 @@ class Plan(NamedTuple):
 
     "one_pass": S is computed in the GEMM. "two_kernels": S first, then the GEMM with S·B added. "separate": S, S·B and
     then the vendor's GEMM on top. "decode": S·B for a few rows a sample in one launch, then the vendor's GEMM on top.
+    "concat": S and x side by side, then one GEMM of the vendor's over both; of weights with room for B alone.
     """
 
     strategy: str
@@ -148,6 +149,30 @@ def decode(p: Problem, gpu: Gpu) -> Plan:
         moved += _a_bytes(p) + p.rows * p.inputs * p.dtype.itemsize
         operations += 2 * p.rows * p.rank * p.inputs
     return Plan("decode", None, (_streamed("decode", gpu, moved, operations), vendor_gemm(p, gpu, y)))
+
+
+def concat(problems: Sequence[Problem], gpu: Gpu, copies: bool) -> Plan:
+    """Of linears that share x and a B of the batch each: [x | S]·[W | Bᵀ]ᵀ. `copies`: the shrink writes x beside S as
+    it reads it."""
+    launches: list[Launch] = []
+    for p in problems:
+        columns = -(-p.rank // 64) * 64
+        x, wide_x = (p.rows * width * p.dtype.itemsize for width in (p.inputs, p.inputs + columns))
+        before = list(shrink(p, gpu, copies))
+        if before and copies:
+            before[0] = _streamed("shrink and copy", gpu, before[0].bytes + x, before[0].operations)
+        elif before:
+            before.append(_copied("copy of x", gpu, 2 * x))
+        if before:
+            before.append(_copied("copy of S", gpu, _s_bytes(p) + wide_x - x))
+        product = vendor_gemm(p._replace(inputs=p.inputs + columns), gpu, 0)
+        launches += [*before, _copied("copy of B", gpu, 2 * _b_bytes(p)), product]
+    return Plan("concat", None, tuple(launches))
+
+
+def _copied(name: str, gpu: Gpu, moved: int) -> Launch:
+    """By torch's own kernels."""
+    return Launch(name, moved, 0, LAUNCH_SECONDS + moved / gpu.bandwidth, VENDOR_HOST_SECONDS)
 
 
 def shrink(p: Problem, gpu: Gpu, split: bool = True) -> tuple[Launch, ...]:

@@ -31,16 +31,6 @@ def device(request) -> str:
 
 
 @pytest.fixture
-def poison():
-    """torch.empty returns NaN: a row that a kernel forgets to write cannot pass for a right one."""
-    before = torch.are_deterministic_algorithms_enabled()
-    # On a GPU cuBLAS refuses this without an environment variable; what is wanted here is the NaN.
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    yield
-    torch.use_deterministic_algorithms(before)
-
-
-@pytest.fixture
 def serves(backend) -> Callable[[Inputs], None]:
     """Skips the test, with the reasons, where the backend cannot serve these inputs."""
 

@@ -155,9 +155,6 @@ def test_weight_that_requires_grad_is_refused():
 def test_autocast_is_that_of_linear(case, dtype, backend, serves):
     """fp32 in, the autocast dtype out, fp32 gradients: what casting x, weight and bias by hand gives, bit for bit."""
     inputs = make_inputs(case)
-    with torch.autocast("cpu", dtype):
-        assert call(inputs, backend)[0].dtype == F.linear(inputs.x, inputs.weights[0]).dtype == dtype
-        got = results(lambda i: call(i, backend), inputs)
     by_hand = replace(
         inputs,
         x=inputs.x.to(dtype),
@@ -165,6 +162,9 @@ def test_autocast_is_that_of_linear(case, dtype, backend, serves):
         biases=tuple(None if bias is None else bias.to(dtype) for bias in inputs.biases),
     )
     serves(by_hand)
+    with torch.autocast("cpu", dtype):
+        assert call(inputs, backend)[0].dtype == F.linear(inputs.x, inputs.weights[0]).dtype == dtype
+        got = results(lambda i: call(i, backend), inputs)
     ys = call(by_hand, backend)
     generator = torch.Generator().manual_seed(1)
     gs = [torch.randn(y.shape, generator=generator, dtype=torch.float64).bfloat16().to(y) for y in ys]

@@ -30,7 +30,7 @@ def _zeros(t: Tensor) -> Tensor:
 
 def _arguments(seed: int = 0, **changed) -> dict:
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"x": (3, 4, 8), "weight": (16, 8), "lora_a": (3, 8, 2), "lora_b": (3, 2, 16), "bias": (16,)}
+    shapes = {"x": (3, 4, 8), "weight": (16, 8), "lora_a": (3, 8, 2), "lora_b": (2, 16), "bias": (16,)}
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} | changed
 
 

@@ -83,6 +83,8 @@ def launches(arch: str, r: int) -> Iterator[tuple[str, Launch, int]]:
             for kind, rows, factor in (("A", x, own_a), ("B", g, own_b.transpose(1, 2)), ("shared A", x, shared_a)):
                 shrink([rows], [factor], 1.0, segments, config)
                 yield f"shrink {kind}, {name}", _last(found, shrink_kernel), 2 * config.BK * BR
+            shrink([x], [own_a], 1.0, segments, config, copy=meta(M, K + 64, dtype=BF16)[:, :K])
+            yield f"shrink A and copy, {name}", _last(found, shrink_kernel), 2 * config.BK * BR
             config = outer_config(arch, BF16, r)
             for kind, u, v, per_sample in (("dA", x, s, True), ("dB", s, g, True), ("shared dB", s, g, False)):
                 outer(u, v, segments, per_sample, BF16, config)

@@ -5,9 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cora_kernels.backends.concat import Concat
 from cora_kernels.planning import choose, gpus
 from cora_kernels.segments import Segments
-from cora_kernels.testing import Case, assert_correct, assert_samples_are_apart, make_inputs
+from cora_kernels.testing import (
+    Case,
+    assert_by_rule,
+    assert_correct,
+    assert_samples_are_apart,
+    definition,
+    eager,
+    make_inputs,
+)
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -77,6 +86,33 @@ def test_decode(case, ptxsim, prefer):
     with ptxsim.triton_launches(racecheck="raise", initcheck="raise") as launches:
         assert_correct(inputs, "triton")
     assert "decode_kernel" in [name for name, _ in launches]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(batch=2, length=70, k=1160, n=(24, 40), r=9),
+        Case(lengths=(33, 2, 0, 65), k=48, n=(31,), r=7, bias=True, tensor_scaling=True),
+        Case(batch=1, length=3, k=300, n=(19,), r=130),
+        Case(batch=2, length=5, k=65, n=(12,), r=20, sample_a=False),
+    ],
+    ids=str,
+)
+def test_the_shrink_copies_x_on_its_way(case, ptxsim, poison):
+    """Bit for bit and nothing beside it; and [x | S]·[W | Bᵀ]ᵀ of what it wrote is right."""
+    from cora_kernels.backends.triton import backend, strategies
+
+    inputs = make_inputs(replace(case, dtype=BF16), requires_grad=False)
+    x, operands = inputs.x.reshape(-1, case.k), inputs.operands()
+    wide = torch.full((len(x), case.k + 64), float("nan"), dtype=BF16)
+    call_ = [x], [inputs.lora_as[0]], inputs.scaling, operands.segments
+    with ptxsim.triton_launches(racecheck="raise", initcheck="raise"):
+        s, expected = strategies.shrink(*call_, wide[:, : case.k]), strategies.shrink(*call_)
+        ys, _ = Concat(backend).forward(x, operands)
+    assert torch.equal(wide[:, : case.k], x) and wide[:, case.k :].isnan().all() and torch.equal(s, expected)
+    exact = definition(inputs.map(lambda t: t.double()))
+    for y, one, usual in zip(ys, exact, eager(inputs), strict=True):
+        assert_by_rule("y", y, one.reshape(y.shape), usual.reshape(y.shape), BF16)
 
 
 @pytest.mark.parametrize("strategy", ["one_pass", "two_kernels"])

@@ -124,6 +124,11 @@ def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: tor
     return strategies.outer(u, v, segments, per_sample, dtype)
 
 
+def shrink_and_copy(x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments, copy: Tensor) -> Tensor:
+    """Of this backend alone: `shrink`, which writes x to `copy` [M, K] as it reads it."""
+    return strategies.shrink([x], [a], scaling, segments, copy)
+
+
 def shrink_outer(
     g: Tensor, operands: Operands, s: Tensor, need_dx: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor] | None:

@@ -1,4 +1,7 @@
-"""S = s·x·A, and dS = s·g·Bᵀ by the same kernel: long sums for few columns, split over K into fp32 planes."""
+"""S = s·x·A, and dS = s·g·Bᵀ by the same kernel: long sums for few columns, split over K into fp32 planes.
+
+On its way it can copy x, of which it reads every element once, to where the backend "concat" wants it.
+"""
 
 from collections.abc import Sequence
 
@@ -8,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cora_kernels.backends.triton import launch
-from cora_kernels.backends.triton.indexing import first_slot, rows_of, segment_of_slot
+from cora_kernels.backends.triton.indexing import scaling_of, tile_of_slot
 from cora_kernels.backends.triton.planes import sum_planes
 from cora_kernels.operands import is_per_sample
 from cora_kernels.planning.tile_sizes import ShrinkConfig, rank_block
@@ -20,6 +23,7 @@ def shrink_kernel(
     x_ptr,
     a_ptr,
     s_ptr,
+    copy_ptr,
     scaling_ptr,
     cu_ptr,
     scaling,
@@ -33,6 +37,7 @@ def shrink_kernel(
     stride_ai,
     stride_ak,
     stride_ar,
+    stride_cm,
     stride_scaling,
     UNIT_K: tl.constexpr,
     UNIT_R: tl.constexpr,
@@ -40,6 +45,7 @@ def shrink_kernel(
     UNIT_AI: tl.constexpr,
     UNIT_AK: tl.constexpr,
     UNIT_AR: tl.constexpr,
+    UNIT_CM: tl.constexpr,
     PRECISION: tl.constexpr,
     INDEX: tl.constexpr,
     EVEN_K: tl.constexpr,
@@ -54,15 +60,13 @@ def shrink_kernel(
     stride_ai *= UNIT_AI
     stride_ak *= UNIT_AK
     stride_ar *= UNIT_AR
+    stride_cm *= UNIT_CM
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     slot = tl.program_id(0)
     i_k = tl.program_id(1)
     j = tl.program_id(2) * BR
-    i = segment_of_slot(cu_ptr, n_segments, length, slot, BM)
-    start, stop = rows_of(cu_ptr, length, M, i)
-    first = start + (slot - first_slot(cu_ptr, length, i, BM)) * BM
+    i, first, m_m = tile_of_slot(cu_ptr, n_segments, length, M, slot, BM)
     i_rows = tl.arange(0, BM)
-    m_m = (first + i_rows >= start) & (first + i_rows < stop)
     o_k = tl.arange(0, BK)
     o_r = tl.arange(0, BR)
     m_r = o_r < r - j
@@ -74,6 +78,10 @@ def shrink_kernel(
     p_a = a_ptr + i.to(tl.int64) * stride_ai + k_start.to(tl.int64) * stride_ak + j.to(tl.int64) * stride_ar
     o_x = i_rows[:, None].to(INDEX) * stride_xm + o_k[None, :]  # [BM, BK]
     o_a = o_k[:, None].to(INDEX) * stride_ak + o_r[None, :].to(INDEX) * stride_ar  # [BK, BR]
+    if copy_ptr is not None:
+        p_copy = copy_ptr + row * stride_cm + k_start
+        o_copy = i_rows[:, None].to(INDEX) * stride_cm + o_k[None, :]  # [BM, BK]
+        m_copy = m_m & (j == 0)
     b_s = tl.zeros((BM, BR), dtype=tl.float32)
     for k in range(k_start, k_stop, BK):
         if EVEN_K:
@@ -84,31 +92,40 @@ def shrink_kernel(
             b_x = tl.load(p_x + o_x, mask=m_m[:, None] & m_k[None, :], other=0.0)
             b_a = tl.load(p_a + o_a, mask=m_k[:, None] & m_r[None, :], other=0.0)
         b_s = tl.dot(b_x, b_a.to(dtype), b_s, input_precision=PRECISION)
+        if copy_ptr is not None:
+            tl.store(p_copy + o_copy, b_x, mask=m_copy[:, None] & (o_k < k_stop - k)[None, :])
+            p_copy += BK
         p_x += BK
         p_a += BK * tl.cast(stride_ak, INDEX)
-    factor = tl.full((), scaling, tl.float32)
-    if scaling_ptr is not None:
-        factor = tl.load(scaling_ptr + i * stride_scaling).to(tl.float32)
+    factor = scaling_of(scaling_ptr, scaling, stride_scaling, i)
     p_s = s_ptr + (i_k.to(tl.int64) * M + row) * r + j
     tl.store(p_s + i_rows[:, None] * r + o_r[None, :], b_s * factor, mask=m_m[:, None] & m_r[None, :])
 
 
 def shrink(
-    xs: Sequence[Tensor], factors: Sequence[Tensor], scaling: float | Tensor, segments: Segments, config: ShrinkConfig
+    xs: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    scaling: float | Tensor,
+    segments: Segments,
+    config: ShrinkConfig,
+    copy: Tensor | None = None,
 ) -> Tensor:
-    """Σ_j scaling · xs[j] [M, K_j] · factors[j] ([K_j, r] or [B, K_j, r]), summed in the order of j: [M, r] fp32."""
+    """Σ_j scaling · xs[j] [M, K_j] · factors[j] ([K_j, r] or [B, K_j, r]), summed in the order of j: [M, r] fp32.
+
+    copy: [M, K] of any row stride, which a single x is written to.
+    """
     M, r = xs[0].shape[0], factors[0].shape[-1]
     slots = launch.count_slots(launch.walk(segments, factors[0].dim() == 3 or is_per_sample(scaling)), M, config.BM)
     splits = [launch.split_of(slots, triton.cdiv(x.shape[1], config.BK), x.device) for x in xs]
     planes = torch.empty(sum(splits), M, r, dtype=torch.float32, device=xs[0].device)
     done = 0
     for x, factor, split in zip(xs, factors, splits, strict=True):
-        _launch(x, factor, scaling, segments, planes[done : done + split], config)
+        _launch(x, factor, scaling, segments, planes[done : done + split], config, copy)
         done += split
     return sum_planes(planes, torch.float32)
 
 
-def _launch(x, a, scaling, segments, planes, config):
+def _launch(x, a, scaling, segments, planes, config, copy):
     (M, K), r = x.shape, a.shape[-1]
     if M == 0:
         return
@@ -120,20 +137,20 @@ def _launch(x, a, scaling, segments, planes, config):
             x_ptr=x,
             a_ptr=a,
             s_ptr=planes,
+            copy_ptr=copy,
             M=M,
             **launch.in_units(
                 K=K,
                 r=r,
                 stride_xm=x.stride(0),
-                stride_ai=a.stride(0) if a.dim() == 3 else 0,
-                stride_ak=a.stride(-2),
-                stride_ar=a.stride(-1),
+                **launch.strides_of(a, "ai", "ak", "ar"),
+                stride_cm=0 if copy is None else copy.stride(0),
             ),
             **launch.of_segments(walked),
             chunk=chunk,
             **launch.of_scaling(scaling),
             PRECISION=launch.precision(x.dtype),
-            INDEX=launch.index_type((x, BM, BK), (a, BK, BR)),
+            INDEX=launch.index_type((x, BM, BK), (a, BK, BR), (copy, BM, BK)),
             EVEN_K=K % BK == 0,
             BM=BM,
             BK=BK,

@@ -24,11 +24,17 @@ from cora_kernels.planning.tile_sizes import (
 from cora_kernels.segments import Segments
 
 
-def shrink(xs: Sequence[Tensor], factors: Sequence[Tensor], scaling: float | Tensor, segments: Segments) -> Tensor:
-    """Σ_j scaling · xs[j]·factors[j], fp32."""
+def shrink(
+    xs: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    scaling: float | Tensor,
+    segments: Segments,
+    copy: Tensor | None = None,
+) -> Tensor:
+    """Σ_j scaling · xs[j]·factors[j], fp32; a single x is written to `copy`, if there is one."""
     rows = segments.rows if factors[0].dim() == 2 else segments.rows // max(segments.batch, 1)
     config = shrink_config(gpus.gpu_of(xs[0].device).arch, xs[0].dtype, rows, factors[0].shape[-1])
-    return launch_shrink(xs, factors, scaling, segments, config)
+    return launch_shrink(xs, factors, scaling, segments, config, copy)
 
 
 def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: torch.dtype) -> Tensor:
