@@ -35,7 +35,7 @@ class Concat:
     def __init__(self, rest: ModuleType) -> None:
         self.shrink, self.backward_input, self.outer = rest.shrink, rest.backward_input, rest.outer
         self.shrink_outer = getattr(rest, "shrink_outer", None)
-        self.shrink_and_copy = getattr(rest, "shrink_and_copy", self._shrink_and_copy)
+        self.shrink_beside = getattr(rest, "shrink_beside", self._shrink_beside)
 
     def forward(
         self, x: Tensor, operands: Operands, s: Sequence[Tensor] | None = None
@@ -44,21 +44,18 @@ class Concat:
         if torch.compiler.is_compiling():
             ss = [self.shrink(x, a, scaling, segments) for a in lora_as] if s is None else list(s)
             return extension.forward(torch.ops.cora_kernels.concat_forward, x, operands, ss)[0], ss
+        if s is not None:
+            return _of_given_s(x, operands, s)
         wide_x = _with_room(x, operands)
-        copy = wide_x[:, : x.shape[1]]
-        if s is None:
-            ss = [self.shrink_and_copy(x, lora_as[0], scaling, segments, copy)]
-            ss += [self.shrink(x, a, scaling, segments) for a in lora_as[1:]]
-        else:
-            copy.copy_(x)
-            ss = list(s)
+        ss = [self.shrink_beside(x, lora_as[0], scaling, segments, wide_x)]
+        ss += [self.shrink(x, a, scaling, segments) for a in lora_as[1:]]
         return _products(wide_x, operands, ss), ss
 
-    def _shrink_and_copy(
-        self, x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments, copy: Tensor
-    ) -> Tensor:
-        copy.copy_(x)
-        return self.shrink(x, a, scaling, segments)
+    def _shrink_beside(self, x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments, wide: Tensor) -> Tensor:
+        s = self.shrink(x, a, scaling, segments)
+        wide[:, : x.shape[1]].copy_(x)
+        _put(s, wide[:, x.shape[1] :])
+        return s
 
 
 def _with_room(x: Tensor, operands: Operands) -> Tensor:
@@ -66,25 +63,29 @@ def _with_room(x: Tensor, operands: Operands) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1] + max(padded(b.shape[0]) for b in operands.lora_bs))
 
 
+def _put(s: Tensor, room: Tensor) -> None:
+    """S [M, r], and zeros behind it, into [M, p]."""
+    room[:, : s.shape[1]].copy_(s)
+    room[:, s.shape[1] :].zero_()
+
+
 def _products(wide_x: Tensor, operands: Operands, ss: Sequence[Tensor]) -> list[Tensor]:
-    """Each y, from a wide x that holds x."""
-    weights, _, lora_bs, biases, _, _ = operands
+    """Each y, from a wide x that holds x and the first S."""
     ys = []
-    for j, (weight, b, bias) in enumerate(zip(weights, lora_bs, biases, strict=True)):
-        width, (rank, _) = weight.shape[1], b.shape
-        if j < len(ss):
-            wide_x[:, width : width + rank].copy_(ss[j])
-            wide_x[:, width + rank :].zero_()
+    for j, (weight, b, bias) in enumerate(zip(operands.weights, operands.lora_bs, operands.biases, strict=True)):
+        if 0 < j < len(ss):
+            _put(ss[j], wide_x[:, weight.shape[1] :])
         with beside(weight, b) as wide:
             ys.append(F.linear(wide_x[:, : wide.shape[1]], wide, bias))
     return ys
 
 
-def _of_compiled_code(x: Tensor, operands: Operands, ss: Sequence[Tensor]) -> tuple[list[Tensor], Sequence[Tensor]]:
+def _of_given_s(x: Tensor, operands: Operands, ss: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     wide_x = _with_room(x, operands)
     wide_x[:, : x.shape[1]].copy_(x)
-    return _products(wide_x, operands, ss), ss
+    _put(ss[0], wide_x[:, x.shape[1] :])
+    return _products(wide_x, operands, ss), list(ss)
 
 
 # An op, as P is written into memory that torch.compile sees only the weight of.
-extension.define_ops("concat", {"forward": _of_compiled_code})
+extension.define_ops("concat", {"forward": _of_given_s})

@@ -19,13 +19,14 @@ from torch import Tensor
 @dataclass
 class _Room:
     """owner: the weight, as it is stored. shape, strides: those of it as [N, K]. lock: of the call that uses the room.
-    stream: the CUDA stream of the last one that did."""
+    used: the columns that the last one wrote. stream: the CUDA stream that it ran on."""
 
     owner: weakref.ref[Tensor]
     shape: torch.Size
     strides: tuple[int, ...]
     columns: int
     lock: threading.Lock = field(default_factory=threading.Lock)
+    used: int = 0
     stream: Any = None
 
 
@@ -99,7 +100,9 @@ def beside(weight: Tensor, factor: Tensor) -> Iterator[Tensor]:
         # `data` has a version of its own: the weight, which autograd may have saved, is not written.
         wide = weight.data.as_strided((outputs, inputs + columns), room.strides)
         wide[:, inputs : inputs + rank].copy_(factor.t())
-        wide[:, inputs + rank :].zero_()
+        if rank < room.used:  # S is zero there, but what a P of more columns left may be inf.
+            weight.data.as_strided((outputs, inputs + room.used), room.strides)[:, inputs + rank :].zero_()
+        room.used = rank
         yield wide
 
 

@@ -86,7 +86,7 @@ def plans(problem: Problem, gpu: Gpu, backend: str = "triton") -> tuple[Plan, ..
         found.append(cost.one_pass(p, gpu, tiles(True)))
     found += [cost.two_kernels(p, gpu, tiles(False), split=not cuda), cost.separate(p, gpu, split=not cuda)]
     if "decode" not in excluded:
-        found.append(cost.decode(p, gpu))
+        found.append(cost.decode(p, gpu, split=not cuda))
     return tuple(sorted(found, key=lambda plan: plan.seconds))
 
 

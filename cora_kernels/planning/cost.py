@@ -13,6 +13,7 @@ import torch
 from cora_kernels.planning.gpus import Gpu
 from cora_kernels.planning.tile_sizes import (
     GemmConfig,
+    decodes_in_two,
     outer_config,
     rank_block,
     shrink_config,
@@ -60,7 +61,7 @@ class Plan(NamedTuple):
     """A strategy for a problem, the tile of our GEMM, if it has one, and the launches.
 
     "one_pass": S is computed in the GEMM. "two_kernels": S first, then the GEMM with S·B added. "separate": S, S·B and
-    then the vendor's GEMM on top. "decode": S·B for a few rows a sample in one launch, then the vendor's GEMM on top.
+    then the vendor's GEMM on top. "decode": the same for a few rows a sample, S and S·B in one launch, or in two.
     "concat": S and x side by side, then one GEMM of the vendor's over both; of weights with room for B alone.
     """
 
@@ -141,30 +142,38 @@ def separate(p: Problem, gpu: Gpu, split: bool = True) -> Plan:
     return Plan("separate", None, (*shrink(p, gpu, split), expand, vendor_gemm(p, gpu, y)))
 
 
-def decode(p: Problem, gpu: Gpu) -> Plan:
+def decode(p: Problem, gpu: Gpu, split: bool = True) -> Plan:
+    """`split`: for few samples S comes from a launch of its own, in planes, which decode sums."""
     y = p.rows * p.outputs * p.dtype.itemsize
     moved = _b_bytes(p) + _s_bytes(p) + y
     operations = 2 * p.rows * p.rank * p.outputs
-    if not p.s_given:
+    before: tuple[Launch, ...] = ()
+    if split and decodes_in_two(p.samples, gpu.multiprocessors):
+        before = shrink(p, gpu)[:1]
+        moved += _planes_of_s(p, gpu) * _s_bytes(p)
+    else:
         moved += _a_bytes(p) + p.rows * p.inputs * p.dtype.itemsize
         operations += 2 * p.rows * p.rank * p.inputs
-    return Plan("decode", None, (_streamed("decode", gpu, moved, operations), vendor_gemm(p, gpu, y)))
+    return Plan("decode", None, (*before, _streamed("decode", gpu, moved, operations), vendor_gemm(p, gpu, y)))
 
 
 def concat(problems: Sequence[Problem], gpu: Gpu, copies: bool) -> Plan:
-    """Of linears that share x and a B of the batch each: [x | S]·[W | Bᵀ]ᵀ. `copies`: the shrink writes x beside S as
-    it reads it."""
+    """Of linears that share x and a B of the batch each: [x | S]·[W | Bᵀ]ᵀ. `copies`: the shrink writes x and S side
+    by side."""
     launches: list[Launch] = []
     for p in problems:
         columns = -(-p.rank // 64) * 64
         x, wide_x = (p.rows * width * p.dtype.itemsize for width in (p.inputs, p.inputs + columns))
-        before = list(shrink(p, gpu, copies))
+        before = shrink(p, gpu, copies)
         if before and copies:
-            before[0] = _streamed("shrink and copy", gpu, before[0].bytes + x, before[0].operations)
+            planes = _planes_of_s(p, gpu) * _s_bytes(p)
+            before = (
+                _streamed("shrink and copy", gpu, before[0].bytes + x, before[0].operations),
+                _streamed("sum of planes", gpu, planes + _s_bytes(p) + wide_x - x, 0),
+            )
         elif before:
-            before.append(_copied("copy of x", gpu, 2 * x))
-        if before:
-            before.append(_copied("copy of S", gpu, _s_bytes(p) + wide_x - x))
+            copy_of_s = _copied("copy of S", gpu, _s_bytes(p) + wide_x - x)
+            before = (*before, _copied("copy of x", gpu, 2 * x), copy_of_s)
         product = vendor_gemm(p._replace(inputs=p.inputs + columns), gpu, 0)
         launches += [*before, _copied("copy of B", gpu, 2 * _b_bytes(p)), product]
     return Plan("concat", None, tuple(launches))
@@ -179,12 +188,16 @@ def shrink(p: Problem, gpu: Gpu, split: bool = True) -> tuple[Launch, ...]:
     """S, unless it is given. `split`: K is split into fp32 planes where tiles are few, so that they fill the GPU."""
     if p.s_given:
         return ()
-    config = shrink_config(gpu.arch, p.dtype, p.rows // max(p.samples, 1) if p.sample_a else p.rows, p.rank)
-    tiles = row_tiles(p._replace(sample_b=False), config.BM, True)
-    planes = split_of(tiles, _cdiv(p.inputs, config.BK), gpu.multiprocessors) if split else 1
+    planes = _planes_of_s(p, gpu) if split else 1
     moved = p.rows * p.inputs * p.dtype.itemsize + _a_bytes(p) + planes * _s_bytes(p)
     launch = _streamed("shrink", gpu, moved, 2 * p.rows * p.inputs * p.rank)
     return launch, *_sum_of_planes(planes, _s_bytes(p), _s_bytes(p), gpu)
+
+
+def _planes_of_s(p: Problem, gpu: Gpu) -> int:
+    config = shrink_config(gpu.arch, p.dtype, p.rows // max(p.samples, 1) if p.sample_a else p.rows, p.rank)
+    tiles = row_tiles(p._replace(sample_b=False), config.BM, True)
+    return split_of(tiles, _cdiv(p.inputs, config.BK), gpu.multiprocessors)
 
 
 def row_tiles(p: Problem, BM: int, one_pass: bool) -> int:

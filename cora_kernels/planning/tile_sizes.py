@@ -131,6 +131,12 @@ def rank_block(r: int, largest: int = 64) -> int:
     return min(max(1 << (r - 1).bit_length(), 16), largest)
 
 
+def decodes_in_two(samples: int, multiprocessors: int) -> bool:
+    """Whether decode's S comes from a launch of its own: of so few samples each has many programs, which would all
+    compute it."""
+    return 4 * samples < multiprocessors
+
+
 def split_of(programs: int, trips: int, multiprocessors: int) -> int:
     """Into how many planes to split a loop: two programs for every multiprocessor, at least four trips for each."""
     return max(1, min(-(-2 * multiprocessors // max(programs, 1)), trips // 4))

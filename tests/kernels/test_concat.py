@@ -140,6 +140,18 @@ def test_what_autograd_saved_is_not_written():
     assert got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in got)
 
 
+def test_what_a_wider_factor_left_is_not_read():
+    inputs = with_room(make_inputs(Case(r=100), requires_grad=False))
+    x, (weight,), narrow = inputs.x, inputs.weights, make_inputs(Case(), requires_grad=False)
+    a, b = narrow.lora_as[0], narrow.lora_bs[0]
+    expected = lora_linear(x, weight, a, b, backend="concat")
+    bad = torch.full_like(inputs.lora_bs[0], float("inf"))
+    assert not lora_linear(x, weight, inputs.lora_as[0], bad, backend="concat").isfinite().any()
+    for rank in (70, 4):
+        assert torch.equal(lora_linear(x, weight, a, b, backend="concat"), expected), rank
+        lora_linear(x, weight, inputs.lora_as[0][..., :rank], bad[:rank], backend="concat")
+
+
 def test_threads_with_other_factors_share_a_weight():
     inputs = with_room(make_inputs(Case(batch=2, length=64, k=256, n=(256,), r=8), requires_grad=False))
     others = [make_inputs(Case(k=256, n=(256,), r=8), seed=seed).lora_bs[0].detach() for seed in range(4)]

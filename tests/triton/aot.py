@@ -166,6 +166,8 @@ def launches(arch: str) -> Iterator[tuple[str, Launch]]:
             expand(s, a.transpose(1, 2), packed, x)
             yield f"expand {name}", found[-1]
             decode(x[:32], a, b, 1.0, Segments(8, 32, 4, None))
+            yield f"decode {name} 4 rows, of S", found[-1]
+            decode(x[:256], meta(64, K, r, dtype=dtype), b, 1.0, Segments(64, 256, 4, None))
             yield f"decode {name} 4 rows", found[-1]
             sum_planes(meta(4, 8, K, r), dtype)
             yield f"sum_planes {name}", found[-1]

@@ -83,7 +83,7 @@ def launches(arch: str, r: int) -> Iterator[tuple[str, Launch, int]]:
             for kind, rows, factor in (("A", x, own_a), ("B", g, own_b.transpose(1, 2)), ("shared A", x, shared_a)):
                 shrink([rows], [factor], 1.0, segments, config)
                 yield f"shrink {kind}, {name}", _last(found, shrink_kernel), 2 * config.BK * BR
-            shrink([x], [own_a], 1.0, segments, config, copy=meta(M, K + 64, dtype=BF16)[:, :K])
+            shrink([x], [own_a], 1.0, segments, config, wide=meta(M, K + 64, dtype=BF16))
             yield f"shrink A and copy, {name}", _last(found, shrink_kernel), 2 * config.BK * BR
             config = outer_config(arch, BF16, r)
             for kind, u, v, per_sample in (("dA", x, s, True), ("dB", s, g, True), ("shared dB", s, g, False)):
@@ -99,6 +99,10 @@ def launches(arch: str, r: int) -> Iterator[tuple[str, Launch, int]]:
         if r <= DECODE_RANK:
             for kind, a, b in (("own A", own_a, shared_b), ("own B", shared_a, own_b)):
                 decode(x[:32], a, b, 1.0, Segments(B, 32, 4, None))
+                yield f"decode of S, {kind}", _last(found, decode_kernel), -1
+                # Of many samples a program computes its S itself.
+                a, b = (t if t.dim() == 2 else meta(64, *t.shape[1:], dtype=BF16) for t in (a, b))
+                decode(x[:256], a, b, 1.0, Segments(64, 256, 4, None))
                 yield f"decode {kind}", _last(found, decode_kernel), -1
 
 

@@ -54,6 +54,7 @@ def test_suite_under_the_interpreter(suite):
                 Case(batch=2, length=17, k=40, n=(24, 9), r=20),
                 Case(lengths=(33, 2, 0, 30), k=48, n=(31,), r=70, sample_b=True, tensor_scaling=True),
                 Case(lengths=(5, 4), k=16, n=(40, 8), r=4, one_a=False, sample_a=False),
+                Case(batch=28, length=2, k=33, n=(40,), r=5, bias=True),  # decode: in one launch, of few in two
             ),
         )
     ],

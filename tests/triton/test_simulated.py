@@ -75,6 +75,8 @@ def test_shapes(case, strategy, ptxsim, prefer):
         Case(batch=3, length=1, k=70, n=(300,), r=16, dtype=BF16, sample_b=True, bias=True),
         Case(batch=2, length=8, k=33, n=(65,), r=5, dtype=BF16, tensor_scaling=True),
         Case(batch=5, length=3, k=40, n=(24, 9), r=3, dtype=FP32),
+        Case(batch=28, length=1, k=70, n=(30,), r=5, dtype=BF16, sample_b=True, bias=True),
+        Case(batch=30, length=2, k=33, n=(17,), r=3, dtype=FP32, tensor_scaling=True),
     ],
     ids=str,
 )
@@ -98,18 +100,21 @@ def test_decode(case, ptxsim, prefer):
     ],
     ids=str,
 )
-def test_the_shrink_copies_x_on_its_way(case, ptxsim, poison):
-    """Bit for bit and nothing beside it; and [x | S]·[W | Bᵀ]ᵀ of what it wrote is right."""
+def test_the_shrink_writes_x_and_s_side_by_side(case, ptxsim, poison):
+    """x bit for bit, S rounded, zeros behind it and nothing else; and [x | S]·[W | Bᵀ]ᵀ of that is right."""
     from cora_kernels.backends.triton import backend, strategies
 
     inputs = make_inputs(replace(case, dtype=BF16), requires_grad=False)
     x, operands = inputs.x.reshape(-1, case.k), inputs.operands()
-    wide = torch.full((len(x), case.k + 64), float("nan"), dtype=BF16)
+    around = torch.full((len(x), case.k + 200), float("nan"), dtype=BF16)
+    wide = around[:, : case.k + 192]
     call_ = [x], [inputs.lora_as[0]], inputs.scaling, operands.segments
     with ptxsim.triton_launches(racecheck="raise", initcheck="raise"):
-        s, expected = strategies.shrink(*call_, wide[:, : case.k]), strategies.shrink(*call_)
+        s, expected = strategies.shrink(*call_, wide), strategies.shrink(*call_)
         ys, _ = Concat(backend).forward(x, operands)
-    assert torch.equal(wide[:, : case.k], x) and wide[:, case.k :].isnan().all() and torch.equal(s, expected)
+    zeros = s.new_zeros(len(x), 192 - case.r)
+    assert torch.equal(s, expected) and torch.equal(wide, torch.cat([x, s.bfloat16(), zeros.bfloat16()], 1))
+    assert around[:, case.k + 192 :].isnan().all()
     exact = definition(inputs.map(lambda t: t.double()))
     for y, one, usual in zip(ys, exact, eager(inputs), strict=True):
         assert_by_rule("y", y, one.reshape(y.shape), usual.reshape(y.shape), BF16)

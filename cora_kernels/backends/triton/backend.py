@@ -124,9 +124,9 @@ def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: tor
     return strategies.outer(u, v, segments, per_sample, dtype)
 
 
-def shrink_and_copy(x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments, copy: Tensor) -> Tensor:
-    """Of this backend alone: `shrink`, which writes x to `copy` [M, K] as it reads it."""
-    return strategies.shrink([x], [a], scaling, segments, copy)
+def shrink_beside(x: Tensor, a: Tensor, scaling: float | Tensor, segments: Segments, wide: Tensor) -> Tensor:
+    """Of this backend alone: `shrink`, which on its way writes [x | S | 0] to `wide` [M, K + p]."""
+    return strategies.shrink([x], [a], scaling, segments, wide)
 
 
 def shrink_outer(

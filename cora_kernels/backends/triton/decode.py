@@ -1,4 +1,7 @@
-"""y = s·(x·A)·B + bias for at most eight rows a sample, in one launch on the CUDA cores: A and B are all its bytes."""
+"""y = s·(x·A)·B + bias for at most eight rows a sample, on the CUDA cores: A and B are all its bytes.
+
+In one launch; for few samples in two, as the many programs that each of them then has would all compute its S.
+"""
 
 import torch
 import triton
@@ -7,7 +10,9 @@ from torch import Tensor
 
 from cora_kernels.backends.triton import launch
 from cora_kernels.backends.triton.indexing import scaling_of
-from cora_kernels.planning.tile_sizes import multiprocessors
+from cora_kernels.backends.triton.shrink import planes_of
+from cora_kernels.planning.gpus import gpu_of
+from cora_kernels.planning.tile_sizes import decodes_in_two, multiprocessors, shrink_config
 from cora_kernels.segments import Segments
 
 
@@ -19,8 +24,11 @@ def decode_kernel(
     bias_ptr,
     s_ptr,
     y_ptr,
+    planes_ptr,
     scaling_ptr,
     scaling,
+    n_planes,
+    M,
     N,
     K,
     r,
@@ -54,7 +62,8 @@ def decode_kernel(
     BR: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """`share` columns of y of one sample. Each of its programs computes all of S: A comes from L2 after the first."""
+    """`share` columns of y of one sample. Each of its programs computes all of S: A comes from L2 after the first; or
+    sums the planes of an S that was computed before, which holds the scaling."""
     N *= UNIT_N
     K *= UNIT_K
     r *= UNIT_R
@@ -69,30 +78,40 @@ def decode_kernel(
     i = tl.program_id(0)
     i_n = tl.program_id(1)
     o_t = tl.arange(0, BT)
-    o_k = tl.arange(0, BK)
     o_n = tl.arange(0, BN)
     o_r = tl.arange(0, BR)
     m_t = o_t < length
     m_r = o_r < r
     row = i.to(tl.int64) * length
 
-    p_x = x_ptr + row * stride_xm
-    p_a = a_ptr + i.to(tl.int64) * stride_ai
-    o_x = o_t[:, None].to(INDEX) * stride_xm + o_k[None, :]  # [BT, BK]
-    o_a = o_k[:, None].to(INDEX) * stride_ak + o_r[None, :].to(INDEX) * stride_ar  # [BK, BR]
-    # Products are added where they are, and summed over the depth once: a sum in every trip would wait for its loads.
-    b_products = tl.zeros((BT, BK, BR), dtype=tl.float32)
-    for k in tl.range(0, K, BK, num_stages=STAGES):
-        m_k = o_k < K - k
-        b_x = tl.load(p_x + o_x, mask=m_t[:, None] & m_k[None, :], other=0.0).to(tl.float32)
-        b_a = tl.load(p_a + o_a, mask=m_k[:, None] & m_r[None, :], other=0.0).to(tl.float32)
-        b_products += b_x[:, :, None] * b_a[None, :, :]
-        p_x += BK
-        p_a += BK * tl.cast(stride_ak, INDEX)
-    b_s = tl.sum(b_products, axis=1)
-    b_s *= scaling_of(scaling_ptr, scaling, stride_scaling, i)
+    m_s = m_t[:, None] & m_r[None, :]
+    o_s = o_t[:, None] * r + o_r[None, :]  # [BT, BR]
+    if planes_ptr is not None:
+        b_s = tl.zeros((BT, BR), dtype=tl.float32)
+        p_planes = planes_ptr + row * r
+        for _ in range(n_planes):
+            b_s += tl.load(p_planes + o_s, mask=m_s, other=0.0)
+            p_planes += tl.cast(M, tl.int64) * r
+    else:
+        o_k = tl.arange(0, BK)
+        p_x = x_ptr + row * stride_xm
+        p_a = a_ptr + i.to(tl.int64) * stride_ai
+        o_x = o_t[:, None].to(INDEX) * stride_xm + o_k[None, :]  # [BT, BK]
+        o_a = o_k[:, None].to(INDEX) * stride_ak + o_r[None, :].to(INDEX) * stride_ar  # [BK, BR]
+        # Products are added where they are, and summed over the depth once: a sum in every trip would wait for its
+        # loads.
+        b_products = tl.zeros((BT, BK, BR), dtype=tl.float32)
+        for k in tl.range(0, K, BK, num_stages=STAGES):
+            m_k = o_k < K - k
+            b_x = tl.load(p_x + o_x, mask=m_t[:, None] & m_k[None, :], other=0.0).to(tl.float32)
+            b_a = tl.load(p_a + o_a, mask=m_k[:, None] & m_r[None, :], other=0.0).to(tl.float32)
+            b_products += b_x[:, :, None] * b_a[None, :, :]
+            p_x += BK
+            p_a += BK * tl.cast(stride_ak, INDEX)
+        b_s = tl.sum(b_products, axis=1)
+        b_s *= scaling_of(scaling_ptr, scaling, stride_scaling, i)
     if i_n == 0:
-        tl.store(s_ptr + row * r + o_t[:, None] * r + o_r[None, :], b_s, mask=m_t[:, None] & m_r[None, :])
+        tl.store(s_ptr + row * r + o_s, b_s, mask=m_s)
 
     p_b = b_ptr + i.to(tl.int64) * stride_bi
     p_y = y_ptr + row * stride_ym
@@ -122,6 +141,10 @@ def decode(
     s = torch.empty(M, r, dtype=torch.float32, device=x.device)
     if M == 0:
         return y, s
+    planes = None
+    if decodes_in_two(segments.batch, multiprocessors(x.device)):
+        rows = M if a.dim() == 2 else segments.length
+        planes = planes_of(x, a, scaling, segments, shrink_config(gpu_of(x.device).arch, x.dtype, rows, r))
     BT, BR = triton.next_power_of_2(segments.length), triton.next_power_of_2(r)
     block = max(16, 8192 // (BT * BR))
     columns = triton.cdiv(N, block)
@@ -135,6 +158,9 @@ def decode(
             bias_ptr=bias,
             s_ptr=s,
             y_ptr=y,
+            planes_ptr=planes,
+            n_planes=0 if planes is None else planes.shape[0],
+            M=M,
             **launch.in_units(
                 N=N,
                 K=K,

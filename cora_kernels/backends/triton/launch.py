@@ -16,7 +16,7 @@ from cora_kernels.segments import Segments
 Walked = tuple[Tensor | None, int, int]
 
 # What differs from batch to batch: a kernel that Triton compiled for one batch serves every other.
-BATCH_SIZES = ["M", "n_segments", "length"]
+BATCH_SIZES = ["M", "n_segments", "length", "n_planes"]
 
 
 def device_guard(t: Tensor) -> AbstractContextManager:

@@ -1,6 +1,6 @@
 """S = s·x·A, and dS = s·g·Bᵀ by the same kernel: long sums for few columns, split over K into fp32 planes.
 
-On its way it can copy x, of which it reads every element once, to where the backend "concat" wants it.
+On its way it can write [x | S | 0], as the backend "concat" wants it: it reads every element of x once.
 """
 
 from collections.abc import Sequence
@@ -108,21 +108,33 @@ def shrink(
     scaling: float | Tensor,
     segments: Segments,
     config: ShrinkConfig,
-    copy: Tensor | None = None,
+    wide: Tensor | None = None,
 ) -> Tensor:
     """Σ_j scaling · xs[j] [M, K_j] · factors[j] ([K_j, r] or [B, K_j, r]), summed in the order of j: [M, r] fp32.
 
-    copy: [M, K] of any row stride, which a single x is written to.
+    wide: [M, K + p], p >= r, which a single x is written to, S behind it and zeros behind that.
     """
-    M, r = xs[0].shape[0], factors[0].shape[-1]
-    slots = launch.count_slots(launch.walk(segments, factors[0].dim() == 3 or is_per_sample(scaling)), M, config.BM)
-    splits = [launch.split_of(slots, triton.cdiv(x.shape[1], config.BK), x.device) for x in xs]
-    planes = torch.empty(sum(splits), M, r, dtype=torch.float32, device=xs[0].device)
+    splits = [_planes(x, factor, scaling, segments, config) for x, factor in zip(xs, factors, strict=True)]
+    planes = torch.empty(sum(splits), xs[0].shape[0], factors[0].shape[-1], dtype=torch.float32, device=xs[0].device)
     done = 0
     for x, factor, split in zip(xs, factors, splits, strict=True):
-        _launch(x, factor, scaling, segments, planes[done : done + split], config, copy)
+        _launch(x, factor, scaling, segments, planes[done : done + split], config, wide)
         done += split
-    return sum_planes(planes, torch.float32)
+    return sum_planes(planes, torch.float32, None if wide is None else wide[:, xs[0].shape[1] :])
+
+
+def planes_of(x: Tensor, factor: Tensor, scaling: float | Tensor, segments: Segments, config: ShrinkConfig) -> Tensor:
+    """scaling · x·factor as planes [P, M, r] fp32, whose sum it is."""
+    shape = _planes(x, factor, scaling, segments, config), x.shape[0], factor.shape[-1]
+    planes = torch.empty(shape, dtype=torch.float32, device=x.device)
+    _launch(x, factor, scaling, segments, planes, config, None)
+    return planes
+
+
+def _planes(x: Tensor, factor: Tensor, scaling: float | Tensor, segments: Segments, config: ShrinkConfig) -> int:
+    walked = launch.walk(segments, factor.dim() == 3 or is_per_sample(scaling))
+    slots = launch.count_slots(walked, x.shape[0], config.BM)
+    return launch.split_of(slots, triton.cdiv(x.shape[1], config.BK), x.device)
 
 
 def _launch(x, a, scaling, segments, planes, config, copy):

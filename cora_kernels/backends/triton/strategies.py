@@ -29,12 +29,12 @@ def shrink(
     factors: Sequence[Tensor],
     scaling: float | Tensor,
     segments: Segments,
-    copy: Tensor | None = None,
+    wide: Tensor | None = None,
 ) -> Tensor:
-    """Σ_j scaling · xs[j]·factors[j], fp32; a single x is written to `copy`, if there is one."""
+    """Σ_j scaling · xs[j]·factors[j], fp32; of a single x, [x | S | 0] is written to `wide`, if it is there."""
     rows = segments.rows if factors[0].dim() == 2 else segments.rows // max(segments.batch, 1)
     config = shrink_config(gpus.gpu_of(xs[0].device).arch, xs[0].dtype, rows, factors[0].shape[-1])
-    return launch_shrink(xs, factors, scaling, segments, config, copy)
+    return launch_shrink(xs, factors, scaling, segments, config, wide)
 
 
 def outer(u: Tensor, v: Tensor, segments: Segments, per_sample: bool, dtype: torch.dtype) -> Tensor:
