@@ -45,7 +45,7 @@ def make_room_where_it_pays(layers: Sequence[LoRALinear], deltas: Mapping[str, D
     if any(b.dim() == 3 for b in lora_bs):
         return
     lacking = [(layer, b) for layer, b in zip(layers, lora_bs, strict=True) if room_of(layer.weight) < b.shape[0]]
-    if lacking and (always or (layers[0].weight.device.type == "cuda" and _pays(layers, deltas))):
+    if lacking and (always or _pays(layers, deltas)):
         for layer, b in lacking:
             layer.make_room(b.shape[0])
 

@@ -1,6 +1,7 @@
 """Finds the linears to adapt in a causal LM, puts patched ones in their place, reports, and undoes it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -70,9 +71,17 @@ class Patch:
             place.layer.keep_packed()
             setattr(place.parent, place.child, place.layer)
         self.concat = concat
-        self.not_concatenated = excluded_from_concat(model, self.layers.values())
         if any(layer is _output_layer(model) for layer in self.layers.values()):
             refuse_resizing(model)
+
+    @cached_property
+    def not_concatenated(self) -> dict[str, str]:
+        return excluded_from_concat(self.model, self.layers.values())
+
+    def _asks_for_room(self) -> bool:
+        on_gpu = next(iter(self.layers.values())).weight.device.type == "cuda"
+        asks = on_gpu if self.concat is None else self.concat
+        return asks and not torch.compiler.is_compiling()
 
     @property
     def inputs(self) -> tuple[tuple[str, ...], ...]:
@@ -109,7 +118,7 @@ class Patch:
         chosen = {} if deltas is None else self._choose(deltas)
         if cu_seqlens is not None:
             _check_cu_seqlens(cu_seqlens, chosen)
-        if self.concat is not False and not torch.compiler.is_compiling():
+        if self._asks_for_room():
             for names in self.inputs:
                 layers = [self.layers[name] for name in names if name in chosen]
                 if not any(layer.name in self.not_concatenated for layer in layers):
@@ -139,8 +148,8 @@ class Patch:
         allow_resizing(self.model)
         for place in self._places:
             setattr(place.parent, place.child, place.layer.base)
-            place.layer.keep_packed(False)
             place.layer.give_up_room()
+            place.layer.keep_packed(False)
         for handle in self._handles:
             handle.remove()
         for weight in self._frozen_weights:
@@ -232,7 +241,8 @@ def patch(
     concat: whether x·Wᵀ + S·B is one product, [x | S]·[W | Bᵀ]ᵀ, where the batch shares lora_b (as CoRA's does), on any
     device. True: wherever it can be; False: never; None: on GPUs, where the cost rule finds it faster. While patched,
     those weights lie in buffers with room for Bᵀ, (K + 64) / K times as large up to rank 64, from the first deltas that
-    share a lora_b on; the state dict is contiguous as before, and remove() puts the weights back bit for bit. Tied and
+    share a lora_b on: set those before other threads run the model, and after sharding, as FSDP takes contiguous
+    weights alone. The state dict is contiguous as ever, and remove() puts the weights back bit for bit. Tied and
     quantised weights stay where they are: the report names them if `concat` is True.
 
     Linears that bitsandbytes (4 and 8 bit), torchao, GPTQModel (GPTQ and AWQ) or transformers' GGUF loader have

@@ -71,10 +71,10 @@ class LoRALinear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if self.room:
-            self.make_room(self.room)
         if self._keeps:
             self.keep_packed()
+        if self.room:
+            self.make_room(self.room)
 
     def keep_packed(self, keep: bool = True) -> None:
         """Has the CPU kernels keep their packed copies of the weight that is here now, or keep none any more.
@@ -101,12 +101,12 @@ class LoRALinear(nn.Module):
     def make_room(self, rank: int) -> None:
         """Lays the weight out so that a shared lora_b of up to this rank is multiplied along with it: `wide_weights`.
 
-        `room` then says up to which rank. Only of a frozen plain Parameter: what others hold must stay where it is.
+        `room` then says up to which rank. Only of the weight that was frozen, of which packs are kept as well: another
+        one, which FSDP gathers anew, say, must stay where it is.
         """
-        weight = self.weight
-        if type(weight) is nn.Parameter and not weight.requires_grad:
-            make_room(weight, rank, self.transposed)
-        self.room = room_of(weight)
+        if self._kept.weight is not None and self._kept.weight() is self.weight:
+            make_room(self.weight, rank, self.transposed)
+        self.room = room_of(self.weight)
 
     def give_up_room(self) -> None:
         give_up_room(self.weight)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -117,7 +117,9 @@ def _wait_for_the_last_stream(room: _Room, device: torch.device) -> None:
 
 def _find(weight: Tensor) -> _Room | None:
     """The room behind this weight or its transpose, if its owner still lies there."""
-    room = _rooms.get(weight.data_ptr()) if _rooms else None
+    # Tensors of other kinds, sharded or quantised, need not have an address.
+    known = _rooms and type(weight) in (Tensor, nn.Parameter)
+    room = _rooms.get(weight.data_ptr()) if known else None
     owner = None if room is None else room.owner()
     if room is None or owner is None or owner.data_ptr() != weight.data_ptr():
         return None

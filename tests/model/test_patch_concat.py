@@ -256,6 +256,7 @@ def test_saved_copied_and_moved(make_base: Any, shared: Any, tmp_path: Path) -> 
     base.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in base.state_dict().items())
+    assert cora.patch(again, "all-linear").not_concatenated == {}
     twin = copy.deepcopy(base)
     torch.testing.assert_close(logits(twin), expected)
     weights = [module.weight for module in twin.modules() if isinstance(module, LoRALinear)]
@@ -302,6 +303,23 @@ def test_the_rule_asks_for_wide_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     deltas = {name: delta(layer) for name, layer in patch.layers.items()}
     paying = [name for name, layer in patch.layers.items() if concat._pays([layer], deltas)]
     assert paying == ["gate_proj"]
+
+
+def test_a_weight_put_in_place_of_another_stays_where_it_is(make_base: Any, shared: Any) -> None:
+    """As FSDP gathers one anew in every step: what others hold does not move."""
+    base = make_base("llama")
+    patch = cora.patch(base, ["o_proj"], concat=True)
+    layer = next(iter(patch.layers.values()))
+    layer.weight = nn.Parameter(layer.weight.detach() * 2, requires_grad=False)
+    address = layer.weight.data_ptr()
+    deltas = shared(patch)
+    patch.set_deltas(deltas)
+    assert layer.room == 0 and layer.weight.data_ptr() == address
+    got = logits(base)
+    patch.remove()
+    patch = cora.patch(base, ["o_proj"])
+    patch.set_deltas(deltas)
+    torch.testing.assert_close(logits(base), got, atol=2e-5, rtol=1e-4)
 
 
 def test_concat_is_a_choice_of_three() -> None:

@@ -143,7 +143,7 @@ def decode(
         return y, s
     planes = None
     if decodes_in_two(segments.batch, multiprocessors(x.device)):
-        rows = M if a.dim() == 2 else segments.length
+        rows = M if a.dim() == 2 else M // segments.batch
         planes = planes_of(x, a, scaling, segments, shrink_config(gpu_of(x.device).arch, x.dtype, rows, r))
     BT, BR = triton.next_power_of_2(segments.length), triton.next_power_of_2(r)
     block = max(16, 8192 // (BT * BR))
