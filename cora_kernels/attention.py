@@ -65,9 +65,9 @@ def packed_attention(
     # torch's attention has the derivatives of torch.func and of the forward mode, too.
     eager = not torch.compiler.is_compiling()
     watched = eager and (transform() is not None or has_tangent(q, k, v))
-    served = not watched and attention_not_supported_reason(q.dtype, q.device) is None
+    served = not watched and attention_not_supported_reason(q.dtype, q.device, q.shape[2]) is None
     if served and q.device.type == varlen_attention.DEVICE:
-        if eager and varlen_attention.serves(q):
+        if eager and q.shape[0] > 0:
             return varlen_attention.attention(q, k, v, cu_seqlens, parents, scale)
     elif served:
         if eager and torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
@@ -83,13 +83,14 @@ def packed_attention(
     return torch.cat(outs or [_of_sample(q, k, v, slice(0, 0), None, scale)])
 
 
-def attention_not_supported_reason(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why torch's attention serves a call of this dtype and device sample by sample; or None: then a kernel does."""
+def attention_not_supported_reason(dtype: torch.dtype, device: torch.device, width: int) -> str | None:
+    """Why torch's attention serves calls of this dtype, device and width of a head sample by sample; or None: then a
+    kernel does."""
     on_gpu = device.type == varlen_attention.DEVICE
     if dispatch.asked(None) not in (None, "concat", *(("triton", "cuda") if on_gpu else ("cpu",))):
         return f"use_backend asks for {dispatch.asked(None)!r}"
     if on_gpu:
-        return varlen_attention.not_supported_reason(dtype, device)
+        return varlen_attention.not_supported_reason(dtype, device, width)
     if device.type != "cpu":
         return f"the kernels run on the CPU and on NVIDIA GPUs, the tensors are on {device}"
     if dtype == torch.float64:

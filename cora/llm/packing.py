@@ -37,6 +37,7 @@ class Packing:
         """Whether these prompts can be packed, and are faster so: where there is a kernel."""
         config = self.base.config
         window = getattr(config, "sliding_window", None)
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         drops = self.base.training and any(getattr(config, name, 0) for name in ("attention_dropout", "attn_pdrop"))
         return (
             self._replaced
@@ -44,7 +45,7 @@ class Packing:
             and len(attention_mask) > 0
             # How many tokens are no padding is data: torch.compile would make a graph for every number.
             and not torch.compiler.is_compiling()
-            and attention_not_supported_reason(self.base.dtype, self.base.device) is None
+            and attention_not_supported_reason(self.base.dtype, self.base.device, width) is None
             and (window is None or int(attention_mask.sum(1).max()) <= window)
         )
 
@@ -57,7 +58,7 @@ class Packing:
 def packed_arguments(position_ids: Tensor, cu_seqlens: Tensor, parents: Tensor | None) -> dict[str, Any]:
     """What a packed forward is given besides its tokens. parents: as for packed_attention."""
     # A mask of four dimensions is taken as it is: so none is made, and the attention here does not read it.
-    no_mask = torch.empty(1, 1, 1, 1)
+    no_mask = torch.empty(1, 1, 1, 1, device=position_ids.device)
     # The attention gets the last two by these names, which no model reads.
     return {
         "position_ids": position_ids,

@@ -30,24 +30,21 @@ def _varlen() -> tuple[Callable[..., Any], frozenset[str]] | None:
     return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def not_supported_reason(dtype: torch.dtype, device: torch.device) -> str | None:
+def not_supported_reason(dtype: torch.dtype, device: torch.device, width: int) -> str | None:
     if torch.version.hip:
         return f"torch's variable-length attention runs on NVIDIA GPUs, the tensors are on {device}"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"torch's variable-length attention takes bfloat16 and float16, got {dtype}"
     if _varlen() is None:
         return f"torch has its variable-length attention since 2.10, this is {torch.__version__}"
+    if width % 8 or width > _WIDEST:
+        return f"FlashAttention has heads of a multiple of 8 up to {_WIDEST} elements, got {width}"
     return None if _is_new_enough(device) else "FlashAttention needs compute capability 8.0 (Ampere) or later"
 
 
 @cache
 def _is_new_enough(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= _OLDEST
-
-
-def serves(q: Tensor) -> bool:
-    """Whether FlashAttention has a kernel for heads of q's width, and q a row."""
-    return q.shape[0] > 0 and q.shape[2] % 8 == 0 and q.shape[2] <= _WIDEST
 
 
 class _Plan(NamedTuple):

@@ -139,12 +139,13 @@ def test_views_that_it_cannot_read_are_copied(varlen):
 
 
 def test_who_is_served(varlen, monkeypatch):
-    assert attention_not_supported_reason(BF16, CPU) is None
-    assert "takes bfloat16 and float16, got torch.float32" in str(attention_not_supported_reason(FP32, CPU))
+    assert attention_not_supported_reason(BF16, CPU, 64) is None
+    assert "takes bfloat16 and float16, got torch.float32" in str(attention_not_supported_reason(FP32, CPU, 64))
+    assert "multiple of 8 up to 256 elements, got 12" in str(attention_not_supported_reason(BF16, CPU, 12))
     with use_backend("chain"):
-        assert attention_not_supported_reason(BF16, CPU) == "use_backend asks for 'chain'"
+        assert attention_not_supported_reason(BF16, CPU, 64) == "use_backend asks for 'chain'"
     monkeypatch.setattr(varlen_attention, "_varlen", lambda: None)
-    assert "since 2.10" in str(attention_not_supported_reason(BF16, CPU))
+    assert "since 2.10" in str(attention_not_supported_reason(BF16, CPU, 64))
 
 
 def test_torch_has_the_signature_that_is_asked_for():

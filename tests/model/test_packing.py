@@ -14,7 +14,8 @@ from cora import CoRAConfig, CoRAModel
 from cora.collaborative import CollaborativeEmbeddings
 from cora.generators.shared_p import SharedP
 from cora.llm.patched_linear import LoRALinear
-from cora_kernels import backends, use_backend
+from cora_kernels import backends, packed_attention, use_backend
+from cora_kernels.backends import varlen_attention
 from tests.model.agreement import assert_packed_is_chained
 
 USERS, ITEMS = torch.tensor([30, 10, 20, 10, 40]), torch.tensor([7, 5, 5, 6, 7])
@@ -79,6 +80,32 @@ def test_scores_are_packed_batch_by_batch(make_base: Any, build: Any, prompts: A
         torch.testing.assert_close(scores, model.score(ids, mask, USERS, ITEMS), atol=5e-5, rtol=1e-4)
         torch.testing.assert_close(frozen, model.score(ids, mask, USERS, ITEMS, adapted=False), atol=5e-5, rtol=1e-4)
     assert (scores - frozen).abs().min() > 1e-4
+
+
+@torch.no_grad()
+def test_packed_where_a_gpu_has_attention_of_variable_length(
+    make_base: Any, build: Any, prompts: Any, pad: Any, calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16, by torch's, which float32 and heads of 12 have not; the tensors of this CPU count as on a GPU."""
+    served = []
+
+    def varlen(q: Tensor, k: Tensor, v: Tensor, cu_seq_q: Tensor, *_: Any, scale: float, **options: Any) -> Tensor:
+        served.append(cu_seq_q.tolist())
+        with use_backend("reference"):
+            return packed_attention(q, k, v, cu_seq_q, scale=scale)
+
+    monkeypatch.setattr(varlen_attention, "DEVICE", "cpu")
+    monkeypatch.setattr(varlen_attention, "_varlen", lambda: (varlen, {"scale", "window_size", "enable_gqa"}))
+    ids, mask = pad(prompts, "left")
+    model = build(make_base("llama", torch.bfloat16, hidden_size=64))
+    scores = model.score(ids, mask, USERS, ITEMS)
+    assert served == calls == [[0, 1, 5, 12, 21, 30]] * 2
+    with use_backend("chain"):
+        padded = model.score(ids, mask, USERS, ITEMS)
+    assert (scores - padded).norm() < 0.03 * padded.norm()
+    for dtype, size in ((torch.float32, 64), (torch.bfloat16, 48)):
+        build(make_base("llama", dtype, hidden_size=size)).score(ids, mask, USERS, ITEMS)
+    assert len(calls) == 2
 
 
 @torch.no_grad()
