@@ -18,7 +18,7 @@ class Call:
     `within` the rows of a padded batch, whose tokens [B · T] it counts.
 
     answers: [B], the row of the hidden states, as [B · T, h], that each sample's answer follows; None for all rows.
-    readout: [n, h], what the answers are read by, in place of the head's own rows; None for those.
+    readout: [h] or [B, h], what each answer is read by, in place of the head's own rows; None for those.
     backward: the run of the backward in which it was set, -1 outside.
     """
 

@@ -43,8 +43,8 @@ class AnswerHead(nn.Module):
         if call is None or call.answers is None:
             return functional.linear(hidden, self.weight, self.bias)
         last = hidden.flatten(0, 1)[call.answers]
-        rows, bias = call.readout, None
-        if rows is None:
-            rows, bias = self.weight[self.ids], None if self.bias is None else self.bias[self.ids].float()
         with torch.autocast(hidden.device.type, enabled=False):
-            return functional.linear(last.float(), rows.float(), bias)[:, None]
+            if call.readout is not None:
+                return (last.float() * call.readout.float()).sum(-1)[:, None, None]
+            bias = None if self.bias is None else self.bias[self.ids].float()
+            return functional.linear(last.float(), self.weight[self.ids].float(), bias)[:, None]

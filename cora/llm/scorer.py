@@ -91,7 +91,8 @@ class Scorer:
     ) -> Tensor:
         """The score of every prompt [B] fp32 with these deltas, one sample each; None for the base model's own.
 
-        readout: [h], by which the hidden state before the answer is read in place of the answers' rows of the head.
+        readout: [h], or [B, h] for one of each prompt, by which the hidden state before the answer is read in place of
+        the answers' rows of the head.
         embedded: the embeddings of the prompts' tokens [..., h], in place of the model's own.
         """
         call = self.patch.call(deltas, None if deltas is None else prompts.cu_seqlens)
@@ -99,8 +100,7 @@ class Scorer:
         if prompts.position_ids is not None and prompts.cu_seqlens is not None:
             packed = packed_arguments(prompts.position_ids, prompts.cu_seqlens, prompts.parents)
         call = replace(call, within=call.cu_seqlens is not None and not packed)
-        rows = None if readout is None else readout[None]
-        self.patch.calls.set(replace(call, answers=prompts.last, readout=rows))
+        self.patch.calls.set(replace(call, answers=prompts.last, readout=readout))
         try:
             tokens = {"input_ids": prompts.input_ids} if embedded is None else {"inputs_embeds": embedded}
             answers = self.base(**tokens, use_cache=False, **packed).logits
@@ -122,7 +122,7 @@ class Scorer:
     ) -> Tensor:
         """The scores of any number of prompts [N] fp32, in batches, each as wide as its longest prompt. deltas: from
         the rows of a batch and its prompts, what adapts them; embedded: likewise their embeddings. readout: as in
-        `answer`; prefix_lengths, owners: as in `prompts`.
+        `answer`, of all prompts [N, h]; prefix_lengths, owners: as in `prompts`.
 
         Batches are of prompts of similar length or, where these share what they begin with, of prompts that begin
         alike, as many tokens as batch_size prompts of the mean length have.
@@ -146,7 +146,8 @@ class Scorer:
                 )
                 prompts = self.prompts(input_ids[rows, columns], attention_mask[rows, columns], *split)
                 tokens = None if embedded is None else embedded(rows, prompts)
-                scores[rows] = self.answer(prompts, deltas(rows, prompts), readout, tokens)
+                read_by = readout if readout is None or readout.dim() == 1 else readout[rows]
+                scores[rows] = self.answer(prompts, deltas(rows, prompts), read_by, tokens)
                 bar.update(len(rows))
         return scores
 

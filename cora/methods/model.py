@@ -91,6 +91,10 @@ class MethodModel(AdaptedModel):
         """What is logged by name with every validation beside its loss: whether a gate has collapsed."""
         return {}
 
+    def readouts(self, samples: Samples) -> Tensor | None:
+        """[h] or [B, h], what the hidden states before the answers are read by; None for the head's rows."""
+        return self.readout
+
     def offsets(self, samples: Samples) -> Tensor | None:
         """[B], what is added to what the language model says of each sample; None for nothing."""
         return None
@@ -131,7 +135,7 @@ class MethodModel(AdaptedModel):
             check_labels(labels, len(input_ids))
         prompts = self.prompts(input_ids, attention_mask, samples, prefix_lengths)
         deltas, tokens = self._dropped(samples.of(prompts)), self.embedded(prompts.input_ids, samples)
-        answers = self.scorer.answer(prompts, deltas, self.readout, tokens)
+        answers = self.scorer.answer(prompts, deltas, self.readouts(samples), tokens)
         logits = self.with_offsets(answers, samples)
         loss = None
         if labels is not None:
@@ -192,7 +196,7 @@ class MethodModel(AdaptedModel):
                 attention_mask,
                 lambda rows, prompts: self._dropped(samples.rows(rows).of(prompts)) if adapted else None,
                 batch_size,
-                self.readout if adapted else None,
+                self.readouts(samples) if adapted else None,
                 prefix_lengths,
                 None if prefix_lengths is None else samples.owners(),
                 (lambda rows, prompts: self.embedded(prompts.input_ids, samples.rows(rows))) if adapted else None,

@@ -25,7 +25,8 @@ class PairModel(MethodModel):
 
     With an offset the collaborative logit <e_u, e_i> is part of the score and h, the hidden state before the answer,
     is read by w in place of the rows of " Yes" and " No": training starts at what the vectors alone reach, and the
-    language model learns what they leave over. Else score = logit(yes) - logit(no), as published.
+    language model learns what they leave over. That is much of an unknown item, and little of others: w is w1 of known
+    items and w1 + w2 of those without a vector or taken for such. Else score = logit(yes) - logit(no), as published.
 
     base_model, config: as for MethodModel. embeddings: the vectors of users and items; with `offset` those of a model
     whose inner product is the logit of a like. They are saved with the model and not trained.
@@ -40,6 +41,7 @@ class PairModel(MethodModel):
         self.pairs = Pairs(embeddings).to(base_model.device)
         if config.offset:
             self.readout = nn.Parameter(torch.zeros(self.scorer.hidden_size, device=base_model.device))
+            self.readout_of_unknown = nn.Parameter(torch.zeros_like(self.readout))
 
     @property
     def vector_width(self) -> int:
@@ -59,6 +61,14 @@ class PairModel(MethodModel):
             of: dict[Any, int] = {}
             users = users[[of.setdefault(owner, len(of)) for owner in samples.owners()]]
         return samples._replace(unknown_users=users, unknown_items=items)
+
+    def readouts(self, samples: Samples) -> Tensor | None:
+        if self.readout is None:
+            return None
+        unknown = self.embeddings.lookup_items(samples.item_ids) == len(self.embeddings.items)
+        if samples.unknown_items is not None:
+            unknown = unknown | samples.unknown_items
+        return self.readout + unknown.to(self.readout)[:, None] * self.readout_of_unknown
 
     def offsets(self, samples: Samples) -> Tensor | None:
         if not self.config.offset:

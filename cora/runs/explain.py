@@ -106,7 +106,7 @@ def _layers(
     prompts = model.prompts(input_ids.to(device), attention_mask.to(device), samples, prefix_lengths)
     with torch.no_grad():
         tokens = model.embedded(prompts.input_ids, samples)
-        off = model.with_offsets(model.scorer.answer(prompts, None, model.readout, tokens), samples)
+        off = model.with_offsets(model.scorer.answer(prompts, None, model.readouts(samples), tokens), samples)
         parts = samples.of(prompts)
         deltas = model.deltas(parts)
     shares = {layer: torch.ones(1, device=device, requires_grad=True) for layer in map(_layer_of, deltas)}
@@ -114,7 +114,7 @@ def _layers(
         name: one._replace(scaling=(one.scaling * shares[_layer_of(name)]).expand(len(parts.user_ids)))
         for name, one in deltas.items()
     }
-    on = model.with_offsets(model.scorer.answer(prompts, scaled, model.readout, tokens), samples)
+    on = model.with_offsets(model.scorer.answer(prompts, scaled, model.readouts(samples), tokens), samples)
     gradients = torch.autograd.grad(on.sum(), list(shares.values()))
     table = pd.DataFrame({"layer": list(shares), "added": [float(one) for one in gradients]})
     return float(on.detach()), float(off), table

@@ -22,7 +22,7 @@ def build(base: PreTrainedModel, trained: bool = True, **changes: Any) -> CoRAMo
     model = CoRAModel(base, CoRAConfig(**(fields | changes)), embeddings)
     if trained:
         for name, parameter in model.named_parameters():
-            if name == "readout" or ".p." in name:
+            if name.startswith("readout") or ".p." in name:
                 nn.init.normal_(parameter)
     return model.eval()
 
@@ -57,6 +57,18 @@ def test_the_hidden_state_before_the_answer_is_read(make_base: Any, prompts: Any
     for row, length in enumerate(lengths):
         last = base.model(tokens[row : row + 1, :length]).last_hidden_state[0, -1]
         torch.testing.assert_close(ours[row], last @ readout + alone[row], atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*unknown")
+@torch.no_grad()
+def test_unknown_items_are_read_by_a_vector_of_their_own_too(make_base: Any, prompts: Any, pad: Any) -> None:
+    """In the order of the batch, whatever the batches that prompts of similar length are scored in."""
+    ids, mask = pad(prompts, "left")
+    model = build(make_base("llama"))
+    with_both = model.score(ids, mask, USERS, ITEMS, batch_size=2)
+    model.readout_of_unknown.zero_()
+    with_one = model.score(ids, mask, USERS, ITEMS, batch_size=2)
+    assert torch.equal(with_both[:4], with_one[:4]) and (with_both[4] - with_one[4]).abs() > 1e-3
 
 
 @pytest.mark.filterwarnings("ignore:.*unknown")
@@ -113,7 +125,12 @@ def test_items_taken_for_unknown_have_the_mean_in_the_offset_too(make_base: Any,
     model.generator.register_forward_pre_hook(lambda _, pair: seen.append(pair[1]))
     with torch.no_grad():
         scores = model(ids, mask, users, items).logits
-    assert torch.equal((seen[0] == 0).all(1), ~torch.isclose(scores, known))
+    unknown = ~torch.isclose(scores, known)
+    assert torch.equal((seen[0] == 0).all(1), unknown)
+    # And so is what its answer is read by.
+    torch.manual_seed(0)
+    model(ids, mask, users, items).logits[0].backward()
+    assert bool(model.readout_of_unknown.grad.any()) == bool((seen[1] == 0).all(1)[0])
 
 
 @pytest.mark.filterwarnings("ignore:.*unknown")
