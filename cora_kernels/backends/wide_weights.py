@@ -43,11 +43,12 @@ def padded(rank: int) -> int:
 def make_room(weight: Tensor, rank: int, transposed: bool = False) -> None:
     """Moves a weight, [N, K] or, `transposed`, stored as [K, N], to where `rank` columns of P fit behind its own.
 
-    It takes (K + p) / K times the memory, p the rank up to a multiple of 64. Does nothing where there is room already.
-    Until `give_up_room` a weight stored as [N, K] is not contiguous.
+    It takes (K + p) / K times the memory, p the rank up to a multiple of 64. Does nothing where there is room already,
+    nor for weights made in inference mode. Until `give_up_room` a weight stored as [N, K] is not contiguous.
     """
-    with _lock:
-        if weight.numel() == 0 or room_of(weight) >= rank:
+    # Whatever mode the call comes in: the weight stays one that autograd can save.
+    with _lock, torch.inference_mode(False), torch.no_grad():
+        if weight.numel() == 0 or weight.is_inference() or room_of(weight) >= rank:
             return
         give_up_room(weight)
         columns = padded(rank)
@@ -55,7 +56,7 @@ def make_room(weight: Tensor, rank: int, transposed: bool = False) -> None:
         sizes = (inputs + columns, weight.shape[1]) if transposed else (weight.shape[0], inputs + columns)
         wide = weight.new_zeros(sizes)
         moved = wide[:inputs] if transposed else wide[:, :inputs]
-        moved.copy_(weight.detach())
+        moved.copy_(weight)
         weight.data = moved
         matrix = moved.t() if transposed else moved
         address = weight.data_ptr()
@@ -71,7 +72,7 @@ def make_room(weight: Tensor, rank: int, transposed: bool = False) -> None:
 
 def give_up_room(weight: Tensor) -> None:
     """Moves a weight out again, contiguous, with the values that it has now. Nothing where there is no room."""
-    with _lock:
+    with _lock, torch.inference_mode(False), torch.no_grad():
         if room_of(weight):
             del _rooms[weight.data_ptr()]
             weight.data = weight.detach().clone(memory_format=torch.contiguous_format)

@@ -322,6 +322,32 @@ def test_a_weight_put_in_place_of_another_stays_where_it_is(make_base: Any, shar
     torch.testing.assert_close(logits(base), got, atol=2e-5, rtol=1e-4)
 
 
+def test_inference_mode_leaves_weights_that_can_be_trained_on(shared: Any) -> None:
+    model = nn.ModuleDict({"q_proj": nn.Linear(24, 40)})
+    patch = cora.patch(model, ["q_proj"], concat=True)
+    x = torch.randn(3, 5, 24)
+    with torch.inference_mode():
+        patch.set_deltas({name: (a.clone(), b.clone(), s) for name, (a, b, s) in shared(patch).items()})
+        model["q_proj"](x)
+    assert patch.layers["q_proj"].room == 64 and not model["q_proj"].weight.is_inference()
+    deltas = shared(patch)
+    patch.set_deltas(deltas)
+    model["q_proj"](x.requires_grad_()).sum().backward()
+    assert x.grad is not None and deltas["q_proj"][0].grad is not None
+    with torch.inference_mode():
+        patch.remove()
+    assert not model["q_proj"].weight.is_inference()
+
+
+def test_weights_made_in_inference_mode_stay_where_they_are(shared: Any) -> None:
+    with torch.inference_mode():
+        model = nn.ModuleDict({"q_proj": nn.Linear(24, 40)}).requires_grad_(False)
+    patch = cora.patch(model, ["q_proj"], concat=True)
+    patch.set_deltas(shared(patch))
+    assert patch.layers["q_proj"].room == 0 and model["q_proj"](torch.randn(3, 5, 24)).shape == (3, 5, 40)
+    patch.remove()
+
+
 def test_concat_is_a_choice_of_three() -> None:
     with pytest.raises(TypeError, match="concat: expected True, False or None, got 'yes'"):
         cora.patch(nn.ModuleDict({"q_proj": nn.Linear(4, 4)}), ["q_proj"], concat="yes")  # type: ignore[arg-type]
