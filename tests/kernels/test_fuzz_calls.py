@@ -167,13 +167,15 @@ def calls(draw: st.DrawFn) -> Call:
         t = LAYOUTS[draw(layouts)](values).detach()
         return t.requires_grad_() if grad and draw(grads) else t
 
-    def factor(rows: int, cols: int) -> Tensor:
+    def factor(rows: int, cols: int, shared: bool = False) -> Tensor:
         kinds = (torch.float64,) if dtype == torch.float64 else floats
-        return tensor(*((batch,) if draw(st.booleans()) else ()), rows, cols, dtype=draw(st.sampled_from(kinds)))
+        lead = (batch,) if draw(st.booleans()) and not shared else ()
+        return tensor(*lead, rows, cols, dtype=draw(st.sampled_from(kinds)))
 
     weights = tuple(tensor(width, k, grad=False) for width in n)
     lora_as = tuple(factor(k, rank) for rank in ranks)
-    lora_bs = tuple(factor(ranks[j % len(ranks)], width) for j, width in enumerate(n))
+    # "concat" is for a B that the batch shares.
+    lora_bs = tuple(factor(ranks[j % len(ranks)], width, server[0] == "concat") for j, width in enumerate(n))
     if len(set(ranks)) == 1 and draw(st.booleans()):
         lora_as = lora_as[:1] * len(lora_as)
     if len(set(n)) == len(set(ranks)) == 1 and draw(st.booleans()):
