@@ -118,6 +118,20 @@ def test_the_loss_is_cross_entropy_within_the_level_or_the_vocabulary(build: Bui
     torch.testing.assert_close(loss, torch.stack(losses).mean(), atol=1e-5, rtol=1e-4)
 
 
+def test_untrained_every_code_that_items_have_behind_the_same_codes_is_as_probable(build: Build) -> None:
+    model = build(trained=False)
+    items = model.codes.codes.tolist()
+    losses = []
+    for item in (3, 0, 7):
+        for level in range(LEVELS):
+            beginning = items[item][:level]
+            rivals = {one[level] for one in items if one[:level] == beginning}
+            losses.append(torch.tensor(float(len(rivals))).log())
+    assert len({float(one) for one in losses}) > 1
+    loss = model(**collated([sequence(model, [3, 0, 7], [5, 6])])).loss
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+
+
 def test_text_is_as_without_codes_bit_for_bit(build: Build, make_base: Any, pad: Any, prompts: Any) -> None:
     model = build(trained=False)
     ids, mask = pad(prompts, "right")
