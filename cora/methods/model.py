@@ -122,8 +122,8 @@ class MethodModel(AdaptedModel):
         embeddings; labels [B] of 0 and 1; user_vectors [B, d] float: e_u as of now, from a history encoder or `FoldIn`,
         in place of the embeddings' rows; item_vectors [B, d] likewise, e_i as it would be without the sample's label.
         prefix_lengths: int64 [B], where the method splits prompts, how many tokens of each come before the title asked
-        about; prompts of one user that begin with the same tokens are then computed once up to there, on a CPU, and
-        each by itself elsewhere.
+        about; prompts of one user that begin with the same tokens are then computed once up to there where prompts are
+        packed, and each by itself elsewhere.
 
         Raises ValueError for shapes that do not fit, for other labels and for a prompt without tokens.
         """
