@@ -152,7 +152,7 @@ class Recommender:
                 "rank": 1 + rows.groupby("of").cumcount(),
                 "item_id": rows["item_id"],
                 # Of a type without rows too: tables of some users and of others become one.
-                "title": pd.Series([self.titles[item] for item in rows["item_id"]], index=rows.index, dtype=object),
+                "title": pd.Series([self.titles[item] for item in rows["item_id"]], index=rows.index, dtype=str),
                 "probability": probability(rows["score"].to_numpy()),
                 "collaborative_rank": rows["collaborative_rank"],
             }
