@@ -60,6 +60,8 @@ _BACKENDS: dict[str, tuple[Callable[[], ModuleType], tuple[str, ...] | None]] = 
     "concat": (_concat, ()),
     "reference": (_reference, ()),
 }
+# Those that are tried. Compiled code has a guard for each that it walks past.
+_TRIED = tuple(row for row in _BACKENDS.values() if row[1] != ())
 
 
 class _Choice(threading.local):
@@ -114,24 +116,22 @@ def gpu_backend(name: str | None) -> str:
 def select(name: str | None, x: Tensor, operands: Operands) -> ModuleType:
     """The backend that serves this call: the one asked for (an error says why it cannot), else the first that can."""
     name = asked(name)
+    wrap = None
     if name is not None:
         _check_name(name)
         backend = _BACKENDS[name][0]()
         reasons = _reasons(backend, x, operands)
         if reasons:
             raise ValueError(f"backend {name!r} cannot serve this call: {'; '.join(reasons)}")
-        return backend.Concat(_best(x, operands)) if name == "concat" else backend
-    return _best(x, operands)
-
-
-def _best(x: Tensor, operands: Operands) -> ModuleType:
-    """The first backend of the device that can serve the call."""
+        if name != "concat":
+            return backend
+        wrap = backend.Concat  # which leaves its factors' products to the first that can
     device = x.device.type
-    for load, devices in _BACKENDS.values():
+    for load, devices in _TRIED:
         if devices is None or device in devices:
             backend = load()
             if not _reasons(backend, x, operands):
-                return backend
+                return backend if wrap is None else wrap(backend)
             if backend is cpu and not is_compiling():
                 extension.warn_of_fallback()
     raise AssertionError("the chain serves every call")

@@ -38,7 +38,9 @@ def spy(monkeypatch):
         setattr(spy, name, recorded(name))
     spy.availability = lambda: spy.unavailable
     spy.not_supported_reasons = lambda *call: spy.reasons
-    monkeypatch.setattr(dispatch, "_BACKENDS", {"spy": (lambda: spy, ("cpu",)), **dispatch._BACKENDS})
+    row = (lambda: spy, ("cpu",))
+    monkeypatch.setattr(dispatch, "_BACKENDS", {"spy": row, **dispatch._BACKENDS})
+    monkeypatch.setattr(dispatch, "_TRIED", (row, *dispatch._TRIED))
     monkeypatch.setattr(cpu, "fast_path", lambda *call: None)
     return spy
 
