@@ -39,7 +39,9 @@ def fresh_environment(folder: Path) -> Path:
 
 
 def ran(*command: str | Path, cwd: Path) -> str:
-    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
+    """What it prints, errors too: where pip shows a build's own output differs from version to version."""
+    out, both = subprocess.PIPE, subprocess.STDOUT
+    return subprocess.run(command, cwd=cwd, check=True, text=True, stdout=out, stderr=both).stdout
 
 
 def test_installed_from_a_folder_and_as_a_wheel_elsewhere(tmp_path: Path) -> None:
