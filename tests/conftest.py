@@ -48,7 +48,10 @@ def prefer(monkeypatch):
 
     def force(strategy: str) -> None:
         rule = choose.choose
-        forced = lambda problem, gpu, backend, asked=None: rule(problem, gpu, backend, asked or strategy)  # noqa: E731
+
+        def forced(problem, gpu, backend, asked=None):
+            return rule(problem, gpu, backend, asked or strategy)
+
         monkeypatch.setattr(choose, "choose", forced)
 
     return force

@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.gpu.machine import ROOT, Machine
 from cora_kernels.backends.wide_weights import make_room
@@ -112,7 +113,10 @@ def _concat(machine: Machine, backend: str) -> None:
             make_room(weight, case.r)
         inputs = replace(inputs, weights=weights)
         assert_correct(inputs, "concat")
-    run = lambda: call(inputs, "concat")[0].detach()  # noqa: E731
+
+    def run() -> Tensor:
+        return call(inputs, "concat")[0].detach()
+
     assert torch.equal(machine.on_side_stream(run), run()), "another result on a stream of its own"
     out = [torch.empty(0)]
 

@@ -83,7 +83,7 @@ class Patch:
         asks = on_gpu if self.concat is None else self.concat
         return asks and not torch.compiler.is_compiling()
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[tuple[str, ...], ...]:
         """The names of the patched linears, those of one input together."""
         grouped = {name: names for names in self.groups for name in names}

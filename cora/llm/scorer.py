@@ -115,14 +115,14 @@ class Scorer:
         attention_mask: Tensor,
         deltas: Callable[[list[int], Prompts], Deltas | None],
         batch_size: int,
-        readout: Tensor | None = None,
+        readout: Callable[[list[int]], Tensor | None] | None = None,
         prefix_lengths: Tensor | None = None,
         owners: Sequence[Hashable] | None = None,
         embedded: Callable[[list[int], Prompts], Tensor | None] | None = None,
     ) -> Tensor:
         """The scores of any number of prompts [N] fp32, in batches, each as wide as its longest prompt. deltas: from
-        the rows of a batch and its prompts, what adapts them; embedded: likewise their embeddings. readout: as in
-        `answer`, of all prompts [N, h]; prefix_lengths, owners: as in `prompts`.
+        the rows of a batch and its prompts, what adapts them; embedded: likewise their embeddings; readout:
+        from the rows alone, what `answer` has by this name; prefix_lengths, owners: as in `prompts`.
 
         Batches are of prompts of similar length or, where these share what they begin with, of prompts that begin
         alike, as many tokens as batch_size prompts of the mean length have.
@@ -146,7 +146,7 @@ class Scorer:
                 )
                 prompts = self.prompts(input_ids[rows, columns], attention_mask[rows, columns], *split)
                 tokens = None if embedded is None else embedded(rows, prompts)
-                read_by = readout if readout is None or readout.dim() == 1 else readout[rows]
+                read_by = None if readout is None else readout(rows)
                 scores[rows] = self.answer(prompts, deltas(rows, prompts), read_by, tokens)
                 bar.update(len(rows))
         return scores

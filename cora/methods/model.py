@@ -196,7 +196,7 @@ class MethodModel(AdaptedModel):
                 attention_mask,
                 lambda rows, prompts: self._dropped(samples.rows(rows).of(prompts)) if adapted else None,
                 batch_size,
-                self.readouts(samples) if adapted else None,
+                (lambda rows: self.readouts(samples.rows(rows))) if adapted else None,
                 prefix_lengths,
                 None if prefix_lengths is None else samples.owners(),
                 (lambda rows, prompts: self.embedded(prompts.input_ids, samples.rows(rows))) if adapted else None,

@@ -54,12 +54,12 @@ class PromptDataset(Dataset[dict[str, Any]]):
         self.template = template or PromptTemplate()
         self.max_length = max_length
         self.tokenizer = tokenizer
-        self._user_ids = frame["user_id"].tolist()
-        self._item_ids = frame["item_id"].tolist()
+        self.user_ids = frame["user_id"].tolist()
+        self.item_ids = frame["item_id"].tolist()
         self._labels = frame["label"].tolist()
         given = {"user_vector": user_vectors, "item_vector": item_vectors}
         self._vectors = {name: one for name, one in given.items() if one is not None}
-        used = {item for history in frame["history"] for item in history} | set(self._item_ids)
+        used = {item for history in frame["history"] for item in history} | set(self.item_ids)
         untitled = [item for item in used if item not in titles]
         if untitled:
             raise ValueError(f"titles: {len(untitled)} items of the frame have no title, for example {untitled[:3]}")
@@ -68,7 +68,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         self._tokens, self._offsets, self.prefix_lengths = _tokenise(
             encoder,
             histories,
-            [titles[item] for item in self._item_ids],
+            [titles[item] for item in self.item_ids],
             frame["history_order"].tolist() if "history_order" in frame else None,
         )
         if encoder.shortened:
@@ -86,14 +86,19 @@ class PromptDataset(Dataset[dict[str, Any]]):
         tokens = self._tokens[self._offsets[index] : self._offsets[index + 1]].tolist()
         row = {
             "input_ids": tokens,
-            "user_id": self._user_ids[index],
-            "item_id": self._item_ids[index],
+            "user_id": self.user_ids[index],
+            "item_id": self.item_ids[index],
             "label": self._labels[index],
             "length": len(tokens),
         }
         if self.prefix_lengths is not None:
             row["prefix_length"] = int(self.prefix_lengths[index])
         return row | {name: one[index] for name, one in self._vectors.items()}
+
+    @property
+    def user_vectors(self) -> Tensor | None:
+        """[rows, d], those that were given."""
+        return self._vectors.get("user_vector")
 
     @property
     def lengths(self) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import Tensor
 from cora.files import write_files
 from cora.methods.model import MethodModel
 from cora.methods.samples import Samples
-from cora.prompts import PromptCollator, PromptDataset
+from cora.prompts import PromptDataset
 
 _DRAWN = 4  # linears in a picture
 _COLLAPSED = 0.98
@@ -18,8 +18,7 @@ _COLLAPSED = 0.98
 
 def samples_of(prompts: PromptDataset) -> Samples:
     """Whom the prompts are about."""
-    batch = PromptCollator(prompts.tokenizer)([prompts[row] for row in range(len(prompts))])
-    return Samples(batch["user_ids"], batch["item_ids"], batch.get("user_vectors"))
+    return Samples(prompts.user_ids, prompts.item_ids, prompts.user_vectors)
 
 
 def collapse(watched: dict[str, float]) -> str | None:

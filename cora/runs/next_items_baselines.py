@@ -37,9 +37,8 @@ def baseline_ranks(run: RunFolder, prepared: NextItems, events: np.ndarray) -> R
         if items > _LARGEST and name != "popularity":
             print(f"{name} is left out: {items:,} items are too many for it (from {_LARGEST + 1:,})")
             continue
-        scores = make()
-        for kind, kept in KINDS.items():
-            found[kind][name] = _ranks(prepared, scores, events, kept)
+        for kind, ranks in zip(KINDS, _ranks(prepared, make(), events, list(KINDS.values())), strict=True):
+            found[kind][name] = ranks
     columns = {f"{name}, seen {kind}": ranks for kind, of in found.items() for name, ranks in of.items()}
     run.write(run.baselines, pd.DataFrame(columns))
     return found
@@ -51,18 +50,19 @@ def _makers(prepared: NextItems) -> dict[str, Callable[[], Scores]]:
     valid = prepared.targets("valid", _VALID_ROWS)
 
     def validate(scores: Scores) -> float:
-        ranking = Ranking(_ranks(prepared, scores, valid, kept=False), sequences.user[valid])
-        return float(ranking.values("ndcg", 10).mean())
+        (ranks,) = _ranks(prepared, scores, valid, [False])
+        return float(Ranking(ranks, sequences.user[valid]).values("ndcg", 10).mean())
 
     made: dict[str, Callable[[], Scores]] = {name: partial(make, training, items) for name, make in BASELINES.items()}
     return made | {name: partial(trained, name, training, items, validate, seed) for name in READERS}
 
 
-def _ranks(prepared: NextItems, scores: Scores, events: np.ndarray, kept: bool) -> np.ndarray:
-    """int64 [n]: the rank of what came at each event among all items by scores of the user's history."""
+def _ranks(prepared: NextItems, scores: Scores, events: np.ndarray, kept: list[bool]) -> list[np.ndarray]:
+    """int64 [n]: the rank of what came at each event among all items by scores of the user's history; one for each of
+    `kept`, whether items that the user has had by then can be given again."""
     sequences = prepared.sequences
     found = []
     for part in in_parts(events):
-        of_part = scores([sequences.history(event) for event in part])
-        found.append(ranks_by_score(of_part, sequences.item[part], None if kept else sequences.seen(part)))
-    return np.concatenate(found)
+        of_part, seen = scores([sequences.history(event) for event in part]), sequences.seen(part)
+        found.append([ranks_by_score(of_part, sequences.item[part], None if one else seen) for one in kept])
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]

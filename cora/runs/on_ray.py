@@ -16,9 +16,8 @@ from typing import Any
 
 from cora.runs.distributed import process_count
 
-_MOST_TRIES = (
-    6  # of a part, each ended by a kill: machines may be taken away, and a part that kills its worker must end
-)
+# Of a part, each ended by a kill: machines may be taken away, and a part that kills its worker must end.
+_MOST_TRIES = 6
 _TASKS = 1000  # of Ray's, at most; each of one part or more
 
 Part = tuple[Path, list[Any]]  # a file, and the users in it: whole numbers or text

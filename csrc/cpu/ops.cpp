@@ -16,12 +16,6 @@ namespace {
 
 using at::Tensor;
 
-const Kernels& kernels() {
-  const Kernels* kernels = chosen_kernels();
-  TORCH_CHECK(kernels, "the CPU kernels need a processor with AVX2, FMA and F16C");
-  return *kernels;
-}
-
 Segments segments_of(const OptionalTensor& cu_seqlens, int64_t batch, int64_t rows) {
   if (!cu_seqlens) {
     TORCH_CHECK(batch == 0 ? rows == 0 : rows % batch == 0, "expected ", batch, " samples of one length, got ", rows,

@@ -19,12 +19,6 @@ using at::Tensor;
 // Elements that are worth a thread.
 constexpr int64_t kGrain = 16384;
 
-const Kernels& kernels() {
-  const Kernels* kernels = chosen_kernels();
-  TORCH_CHECK(kernels, "the CPU kernels need a processor with AVX2, FMA and F16C");
-  return *kernels;
-}
-
 void check_like(const char* name, const Tensor& t, const Tensor& other) {
   check_dtype(name, t, other.scalar_type());
   TORCH_CHECK(t.sizes() == other.sizes() && t.is_contiguous(), name, " must be contiguous ", other.sizes(), ", got ",

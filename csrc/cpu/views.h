@@ -3,7 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "types.h"
+#include "kernels.h"
 
 namespace cora::cpu {
 
@@ -23,6 +23,13 @@ inline at::Tensor plain(const char* name, const at::Tensor& t) {
   at::Tensor copy = t.is_neg() || t._is_zerotensor() ? t.clone() : t;
   TORCH_CHECK_TYPE(is_plain(copy), name, " must be a plain strided Tensor, got one with ", t.key_set());
   return copy;
+}
+
+// The micro-kernels that an op runs on.
+inline const Kernels& kernels() {
+  const Kernels* kernels = chosen_kernels();
+  TORCH_CHECK(kernels, "the CPU kernels need a processor with AVX2, FMA and F16C");
+  return *kernels;
 }
 
 inline Dtype dtype_of(const at::Tensor& t) {
