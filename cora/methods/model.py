@@ -182,12 +182,13 @@ class MethodModel(AdaptedModel):
         adapted: bool = True,
         user_vectors: Tensor | None = None,
         prefix_lengths: Tensor | None = None,
+        item_vectors: Tensor | None = None,
     ) -> Tensor:
         """The logits of `forward` for any number of prompts, [N] fp32: in batches of prompts of similar length, each as
         wide as its longest prompt, without autograd and dropout. torch.sigmoid makes probabilities of them. Not
         `adapted`, they are the base model's. With prefix_lengths, those that begin alike are in one batch, as many
         tokens as batch_size prompts have."""
-        samples = Samples(user_ids, item_ids, user_vectors)
+        samples = Samples(user_ids, item_ids, user_vectors, item_vectors=item_vectors)
         input_ids, attention_mask = self._checked(input_ids, attention_mask, samples)
         self._check_split(prefix_lengths, attention_mask)
         with self._eval_mode.of(self):

@@ -54,9 +54,12 @@ def _evaluated(folder: RunFolder, prepared: PreparedData, chosen: pd.DataFrame, 
         )
     model = load_model(folder, config)
     vectors = prepared.user_vectors(embeddings, chosen, part)
-    found = collaborative_scores(embeddings, unscored(chosen), vectors)
+    # The vectors were fitted to the labels of these rows: an item is read as in training, without the row's own rating.
+    fitted = part == "train" and prepared.config.data == config.data
+    items = prepared.item_vectors(embeddings, chosen) if fitted else None
+    found = collaborative_scores(embeddings, unscored(chosen), vectors, items)
     if isinstance(prepared, Prepared):
-        prompts = prepared.prompts(prepared.with_histories(chosen, directions_of(folder, embeddings)), vectors)
+        prompts = prepared.prompts(prepared.with_histories(chosen, directions_of(folder, embeddings)), vectors, items)
         for name, adapted in (("llm", False), (config.method, True)):
             found[name] = score_together(model, prompts, adapted)
     else:
@@ -94,6 +97,7 @@ def score_prompts(
         adapted=adapted,
         user_vectors=batch.get("user_vectors"),
         prefix_lengths=batch.get("prefix_lengths"),
+        item_vectors=batch.get("item_vectors"),
     )
     return np.asarray(scores.cpu())
 

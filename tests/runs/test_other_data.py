@@ -6,7 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
+from cora.collaborative import items_without_own_rating
+from cora.runs.folder import RunFolder
+from cora.runs.prepare import prepare_scored
 from cora.runs.score import evaluate
 from cora.runs.settings import RunConfig
 from cora.runs.train import train
@@ -45,6 +49,31 @@ def test_a_test_part_alone_is_scored_as_within_its_split(
     other = parts["train"].assign(rating=np.where(parts["train"]["rating"] > 3, 2, 5))
     turned = evaluate(run, str(written(tmp_path / "turned", parts | {"train": other})))
     assert turned["methods"]["fold_in"]["auc"] != whole["methods"]["fold_in"]["auc"]
+
+
+def test_training_rows_are_scored_without_their_own_ratings(run: Path) -> None:
+    folder = RunFolder.existing(run)
+    prepared, vectors = prepare_scored(folder.config()), folder.vectors()
+    rows = prepared.splits.train
+    users = prepared.user_vectors(vectors, rows)
+    items = items_without_own_rating(vectors, rows, rows)
+    found = evaluate(run, part="train")
+    auc = [
+        roc_auc_score(rows["label"], vectors.score(rows["user_id"], rows["item_id"], users, one))
+        for one in (None, items)
+    ]
+    assert auc[0] > auc[1] == pytest.approx(found["methods"]["fold_in"]["auc"], abs=1e-9)
+    assert evaluate(run, str(run.parent / "data"), part="train") == found
+
+
+def test_rows_that_the_vectors_have_not_seen_are_scored_as_they_are(
+    run: Path, parts: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    # As another's train part the run's own test rows have the vectors of the tables, as they have in the test part.
+    swapped = {"train": parts["test"], "valid": parts["valid"], "test": parts["train"]}
+    found = evaluate(run, str(written(tmp_path / "swapped", swapped)), part="train")
+    alone = evaluate(run, str(written(tmp_path / "alone", {"test": parts["test"]})))
+    assert found["methods"]["collaborative"] == alone["methods"]["collaborative"]
 
 
 def test_data_without_a_split_is_split_as_the_run_says(run: Path, ratings: Path) -> None:
