@@ -163,11 +163,19 @@ _LEAST = {
 
 
 def value_of(name: str, text: str) -> Any:
-    """The value that a text is in YAML. Raises ValueError, of the field `name`, for a text that is none."""
+    """The number, truth value, null, or list, mapping or string between its brackets or quotes, that a text is in YAML;
+    any other text is itself: a prompt with a colon or a # is no mapping and no comment.
+
+    Raises ValueError, of the field `name`, for a list that does not end or has no such values.
+    """
+    begun = text.strip()[:1]
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ValueError(f"{name}: expected a value as YAML writes it, got {text!r:.80}") from None
+        if begun == "[":
+            raise ValueError(f"{name}: expected a value as YAML writes it, got {text!r:.80}") from None
+        return text
+    return value if begun in tuple("{[\"'") or isinstance(value, bool | int | float | None) else text
 
 
 def load_settings(path: str | Path) -> dict[str, Any]:
