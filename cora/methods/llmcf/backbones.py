@@ -183,11 +183,25 @@ class DIN(Backbone):
                     layers[place] = nn.PReLU()
 
     def forward(self, fields: Tensor, history: Tensor, rated: Tensor, f: Tensor | None = None) -> Tensor:
-        item = fields[:, 1:].sum(1)[:, None].expand_as(history)
-        weights = self.attention(torch.cat([item, history, item - history, item * history], -1))
+        weights = self._attention(fields[:, 1:].sum(1), history)
         read = (weights * rated.abs()[..., None] * history).sum(1)
         logit: Tensor = self.deep(_joined(torch.cat([read[:, None], fields], 1), f))
         return logit.squeeze(1)
+
+    def _attention(self, item: Tensor, history: Tensor) -> Tensor:
+        """a [B, H, 1] of the items v [B, d] and the pasts h [B, H, d].
+
+        The first layer is W_v v + W_h h + W_- (v - h) + W_· (v·h) = (W_v + W_-) v + [W_h - W_- ; W_·] [h ; v·h]: what
+        is of the item alone is computed once for its whole past, and half as wide a product is left for the rest.
+        """
+        first, *rest = self.attention
+        of_item, of_past, of_difference, of_product = first.weight.chunk(4, 1)  # type: ignore[operator]
+        base = functional.linear(item, of_item + of_difference, first.bias)  # type: ignore[arg-type]
+        read = torch.cat([history, item[:, None] * history], -1)
+        hidden = functional.linear(read, torch.cat([of_past - of_difference, of_product], 1)) + base[:, None]
+        for layer in rest:
+            hidden = layer(hidden)
+        return hidden
 
 
 BACKBONES: dict[str, type[Backbone]] = {
