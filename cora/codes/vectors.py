@@ -20,9 +20,14 @@ _TINY = 1e-12
 
 @torch.no_grad()
 def text_vectors(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], batch_size: int = 32
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    titles: Sequence[str],
+    batch_size: int = 32,
+    layer: int | None = None,
 ) -> Tensor:
-    """[n, h] fp32: of each title the mean over its tokens of the language model's last hidden states.
+    """[n, h] fp32: of each title the mean over its tokens of the language model's last hidden states, or of those
+    behind so many of its layers.
 
     At most 2,048 tokens of a title are read. Raises ValueError, naming its row, for a title without a token.
     Source: Zheng et al., LC-Rec, ICDE 2024.
@@ -39,7 +44,10 @@ def text_vectors(
         for place, row in enumerate(rows.tolist()):
             tokens[place, : len(ids[row])] = torch.tensor(ids[row])
         # Padded on the right: a causal model does not see it.
-        hidden = base.base_model(input_ids=tokens.to(base.device), use_cache=False).last_hidden_state.float().cpu()
+        made = base.base_model(
+            input_ids=tokens.to(base.device), use_cache=False, output_hidden_states=layer is not None
+        )
+        hidden = (made.last_hidden_state if layer is None else made.hidden_states[layer]).float().cpu()
         there = (torch.arange(tokens.shape[1]) < lengths[rows, None]).float()[..., None]
         found[rows] = (hidden * there).sum(1) / there.sum(1)
     return found

@@ -2,9 +2,10 @@
 
 from cora.collaborative.bayes import train_bayes
 from cora.collaborative.din import train_din
-from cora.collaborative.embeddings import CollaborativeEmbeddings
+from cora.collaborative.embeddings import CollaborativeEmbeddings, ItemGuesses
 from cora.collaborative.fitting import FitResult
 from cora.collaborative.fold_in import FoldIn
+from cora.collaborative.guesses import guessed_items
 from cora.collaborative.lightgcn import train_lightgcn
 from cora.collaborative.mf import train_mf
 from cora.collaborative.mf_published import train_mf_published
@@ -35,8 +36,10 @@ __all__ = [
     "Directions",
     "FitResult",
     "FoldIn",
+    "ItemGuesses",
     "MFResult",
     "UserEncoder",
+    "guessed_items",
     "items_without_own_rating",
     "most_similar",
     "pasts",

@@ -14,7 +14,30 @@ from cora.tensors import described, packed_ids, read_tensors, unpacked_ids
 
 Ids = Tensor | Sequence[int] | Sequence[str]
 _TENSORS = ("user_ids", "item_ids", "users", "items")
+_GUESSES = ("guessed_item_ids", "guessed_items", "guessed_from_text")
 _ENCODER = "user_encoder"  # in a file a tensor with its name, and before the names of its weights
+
+
+class ItemGuesses:
+    """What stands for items that have no vector: item_ids n ids, vectors [n, d], and from_text [h + 1, d] that makes
+    them of vectors of texts [h], the last row added. See `guessed_items`."""
+
+    def __init__(self, item_ids: Ids, vectors: Tensor, from_text: Tensor) -> None:
+        self.vectors = _checked("guessed_items", vectors)
+        self.from_text = _checked("guessed_from_text", from_text)
+        if vectors.shape[1] != from_text.shape[1]:
+            raise ValueError(f"guesses must have one width, got {vectors.shape[1]} and {from_text.shape[1]}")
+        self.rows = _Rows("guessed_item", item_ids, len(vectors))
+
+    @staticmethod
+    def of_texts(from_text: Tensor, texts: Tensor) -> Tensor:
+        """[n, d] of texts [n, h]."""
+        return (texts.double() @ from_text[:-1].double() + from_text[-1].double()).to(from_text.dtype)
+
+    def beside(self, item_ids: Ids, texts: Tensor) -> "ItemGuesses":
+        """These and those of further items, by the vectors of their texts [n, h]."""
+        more = self.of_texts(self.from_text, texts)
+        return ItemGuesses([*self.rows.ids, *item_ids], torch.cat([self.vectors, more]), self.from_text)
 
 
 class CollaborativeEmbeddings:
@@ -25,6 +48,8 @@ class CollaborativeEmbeddings:
     `user_table` and `item_table` hold it.
     user_encoder: the name in `USER_ENCODERS` of what makes a user's vector from their past, and encoder_tensors its
     weights by name; None for vectors of which that is not known.
+    guesses: of items without a vector, what a method is told in place of the mean; `vectors` and `score`, what is known
+    without any text, give the mean all the same.
 
     Raises ValueError for duplicate or missing ids, shapes that do not fit, no rows, and values that are not finite;
     TypeError for ids that are neither all integers nor all str, and for matrices that are not float.
@@ -38,6 +63,7 @@ class CollaborativeEmbeddings:
         items: Tensor,
         user_encoder: str | None = None,
         encoder_tensors: Mapping[str, Tensor] | None = None,
+        guesses: ItemGuesses | None = None,
     ) -> None:
         self.users = _checked("users", users)
         self.items = _checked("items", items)
@@ -47,6 +73,9 @@ class CollaborativeEmbeddings:
         self._item_rows = _Rows("item", item_ids, len(items))
         self.user_encoder = user_encoder
         self.encoder_tensors = {name: one.detach().cpu() for name, one in (encoder_tensors or {}).items()}
+        if guesses is not None and guesses.vectors.shape[1] != items.shape[1]:
+            raise ValueError(f"guesses must be as wide as items, {items.shape[1]}, got {guesses.vectors.shape[1]}")
+        self.guesses = guesses
 
     @property
     def user_ids(self) -> list[Any]:
@@ -81,6 +110,25 @@ class CollaborativeEmbeddings:
         Raises TypeError for str where the embeddings have integers, and the other way round.
         """
         return self._item_rows.lookup(ids)
+
+    def has_items(self, ids: Ids) -> Tensor:
+        """bool [n]: which ids have a row, the others warned of as by `lookup_items`."""
+        return self.lookup_items(ids) < len(self.items)
+
+    def guessed(self, ids: Ids) -> Tensor:
+        """[n, d]: what stands for items taken for unknown: their guesses, the mean of those without one."""
+        mean = self.items.mean(0, keepdim=True)
+        if self.guesses is None:
+            return mean.expand(len(ids), -1)
+        rows = self.guesses.rows
+        rows.unknown(ids)  # The guess of an item nobody knows is the mean, which is warned of already.
+        return torch.cat([self.guesses.vectors, mean])[rows.lookup(ids)]
+
+    def with_guesses(self, guesses: ItemGuesses) -> "CollaborativeEmbeddings":
+        """The same with these guesses."""
+        return CollaborativeEmbeddings(
+            self.user_ids, self.item_ids, self.users, self.items, self.user_encoder, self.encoder_tensors, guesses
+        )
 
     def report_unknown(self, what: str, user_ids: Ids, item_ids: Ids, others: Ids = ()) -> None:
         """Warns, in one line, of how many of n pairs have an unknown user or item. what: whose pairs they are.
@@ -119,13 +167,14 @@ class CollaborativeEmbeddings:
         """The same with these rows of the items alone, int64 [n]."""
         items = [self.item_ids[row] for row in rows.tolist()]
         return CollaborativeEmbeddings(
-            self.user_ids, items, self.users, self.items[rows], self.user_encoder, self.encoder_tensors
+            self.user_ids, items, self.users, self.items[rows], self.user_encoder, self.encoder_tensors, self.guesses
         )
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file: users [U, d], items [I, d], user_ids and item_ids (int64 [n], or uint8 [n, bytes]
         of UTF-8 text with zeros behind it); in user_encoder, as such text, the encoder's name, its weights
-        as user_encoder.NAME. The file appears whole or not at all."""
+        as user_encoder.NAME; of guesses guessed_item_ids, guessed_items [n, d] and guessed_from_text
+        [h + 1, d]. The file appears whole or not at all."""
         tensors = {f"{_ENCODER}.{name}": one.contiguous() for name, one in self.encoder_tensors.items()} | {
             "user_ids": packed_ids(self.user_ids),
             "item_ids": packed_ids(self.item_ids),
@@ -134,6 +183,9 @@ class CollaborativeEmbeddings:
         }
         if self.user_encoder is not None:
             tensors[_ENCODER] = packed_ids([self.user_encoder])
+        if (guesses := self.guesses) is not None:
+            made = packed_ids(guesses.rows.ids), guesses.vectors.contiguous(), guesses.from_text.contiguous()
+            tensors |= dict(zip(_GUESSES, made, strict=True))
         path = Path(path)
         write_files(path.parent, {path.name: lambda file: save_file(tensors, file)})
 
@@ -151,12 +203,17 @@ class CollaborativeEmbeddings:
             raise ValueError(f"{path}: missing tensor {', '.join(missing)}; found {sorted(found)[:5]}")
         weights = {name.removeprefix(f"{_ENCODER}."): name for name in found if name.startswith(f"{_ENCODER}.")}
         named = [_ENCODER] if _ENCODER in found else []
-        tensors = read_tensors(path, [*_TENSORS, *named, *weights.values()])
+        guessed = _GUESSES if all(name in found for name in _GUESSES) else ()
+        tensors = read_tensors(path, [*_TENSORS, *named, *weights.values(), *guessed])
         try:
             user_ids, item_ids = (unpacked_ids(name, tensors[name]) for name in _TENSORS[:2])
             encoder = str(unpacked_ids(_ENCODER, tensors[_ENCODER])[0]) if named else None
             weights_of = {name: tensors[place] for name, place in weights.items()}
-            return cls(user_ids, item_ids, tensors["users"], tensors["items"], encoder, weights_of)
+            guesses = None
+            if guessed:
+                ids, *made = (tensors[name] for name in _GUESSES)
+                guesses = ItemGuesses(unpacked_ids(_GUESSES[0], ids), *made)
+            return cls(user_ids, item_ids, tensors["users"], tensors["items"], encoder, weights_of, guesses)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
 

@@ -62,12 +62,15 @@ class PairModel(MethodModel):
             users = users[[of.setdefault(owner, len(of)) for owner in samples.owners()]]
         return samples._replace(unknown_users=users, unknown_items=items)
 
+    def _unknown_items(self, samples: Samples) -> Tensor:
+        """bool [B]: which items have no vector, or are taken for such."""
+        unknown = ~self.embeddings.has_items(samples.item_ids)
+        return unknown if samples.unknown_items is None else unknown | samples.unknown_items
+
     def readouts(self, samples: Samples) -> Tensor | None:
         if self.readout is None:
             return None
-        unknown = self.embeddings.lookup_items(samples.item_ids) == len(self.embeddings.items)
-        if samples.unknown_items is not None:
-            unknown = unknown | samples.unknown_items
+        unknown = self._unknown_items(samples)
         return self.readout + unknown.to(self.readout)[:, None] * self.readout_of_unknown
 
     def offsets(self, samples: Samples) -> Tensor | None:
@@ -75,26 +78,39 @@ class PairModel(MethodModel):
             return None
         # The tables are on the CPU, vectors that were given are where the model is.
         device = self.pairs.user_mean.device
-        e_u, e_i = (one.to(device) for one in self.embeddings.vectors(*samples[:3], samples.item_vectors))
-        if samples.unknown_users is not None and samples.unknown_items is not None:
+        e_u, e_i = self.embeddings.vectors(*samples[:3], samples.item_vectors)
+        e_u, e_i = e_u.to(device), self._guessed(samples, e_i).to(device)
+        if samples.unknown_users is not None:
             e_u = torch.where(samples.unknown_users.to(device)[:, None], self.pairs.user_mean, e_u)
-            e_i = torch.where(samples.unknown_items.to(device)[:, None], self.pairs.item_mean, e_i)
         return (e_u * e_i).sum(1)
 
     def pair(self, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
         """e_u [B, d], e_i [B, d] and affinity [B] as `Pairs` gives them, those of the means where a user or an item is
-        unknown, the mean item of samples without an item."""
+        unknown, or what is guessed of the item; the mean item of samples without an item."""
         samples = self.told(samples)
         users, items = samples.user_vectors, samples.item_vectors
         users = self.embeddings.lookup_users(samples.user_ids) if users is None else users.clone()
-        items = self.embeddings.lookup_items(samples.item_ids) if items is None else items.clone()
-        if samples.unknown_users is not None and samples.unknown_items is not None:
+        if items is None and self.embeddings.guesses is None:
+            items = self.embeddings.lookup_items(samples.item_ids)
+            if samples.unknown_items is not None:
+                items[samples.unknown_items] = len(self.embeddings.items)
+        else:
+            items = self._guessed(samples, self.embeddings.vectors(*samples[:3], items)[1])
+        if samples.unknown_users is not None:
             users[samples.unknown_users] = self._unknown(users, self.pairs.user_mean, len(self.embeddings.users))
-            items[samples.unknown_items] = self._unknown(items, self.pairs.item_mean, len(self.embeddings.items))
         if samples.without_item is not None:
             items[samples.without_item] = self._unknown(items, self.pairs.item_mean, len(self.embeddings.items))
         pair: tuple[Tensor, Tensor, Tensor] = self.pairs(users, items)
         return pair
+
+    def _guessed(self, samples: Samples, e_i: Tensor) -> Tensor:
+        """e_i [B, d], in place of those of unknown items what the embeddings guess; what was given of an item stands
+        unless it is taken for unknown."""
+        unknown = self._unknown_items(samples) if samples.item_vectors is None else samples.unknown_items
+        if unknown is None:
+            return e_i
+        guessed = self.embeddings.guessed(samples.item_ids)
+        return torch.where(unknown.to(e_i.device)[:, None], guessed.to(e_i), e_i)
 
     @staticmethod
     def _unknown(told: Tensor, mean: Tensor, row: int) -> Tensor | int:

@@ -11,7 +11,7 @@ from cora.methods import METHODS
 
 # What identifies a scored row; every other column of predictions holds the scores of a method.
 KEY = ("user_id", "item_id", "label", "timestamp", "warm", "cold_item")
-BASELINES = {"collaborative": "collaborative", "fold_in": "same, fold-in", "llm": "LLM alone"}
+BASELINES = {"collaborative": "collaborative", "fold_in": "same, fold-in", "titles": "same, titles", "llm": "LLM alone"}
 _COLUMNS = ("auc", "uauc", "warm_auc", "warm_uauc", "cold_auc", "cold_uauc", "log_loss")
 _OF_COLD_ITEMS = ("cold_items_auc", "cold_items_uauc")
 

@@ -17,6 +17,7 @@ from cora.prompts import PromptCollator, PromptDataset
 from cora.runs.distributed import gathered, is_main, join_processes, own_share
 from cora.runs.folder import RunFolder
 from cora.runs.metrics import identified, summary
+from cora.runs.new_items import guess_further
 from cora.runs.prepare import Prepared, PreparedData, prepare_on, prepare_scored
 from cora.runs.settings import RunConfig
 from cora.runs.similarity import directions_of
@@ -53,6 +54,8 @@ def _evaluated(folder: RunFolder, prepared: PreparedData, chosen: pd.DataFrame, 
             "whose train part was another"
         )
     model = load_model(folder, config)
+    if isinstance(prepared, Prepared):
+        guess_further(embeddings, prepared, model, chosen["item_id"].tolist())
     vectors = prepared.user_vectors(embeddings, chosen, part)
     # The vectors were fitted to the labels of these rows: an item is read as in training, without the row's own rating.
     fitted = part == "train" and prepared.config.data == config.data
@@ -119,9 +122,14 @@ def collaborative_scores(
     item_vectors: Tensor | None = None,
 ) -> pd.DataFrame:
     """rows with a column collaborative, <e_u, e_i> of the tables, and fold_in, of user_vectors [rows, d], if given,
-    and then item_vectors [rows, d], if given."""
+    and then item_vectors [rows, d], if given; and titles, the same with what the embeddings guess of unknown items, if
+    they guess any."""
     pairs = rows["user_id"].tolist(), rows["item_id"].tolist()
     scored = rows.assign(collaborative=embeddings.score(*pairs).float().numpy())
     if user_vectors is not None:
         scored["fold_in"] = embeddings.score(*pairs, user_vectors, item_vectors).float().numpy()
+    if user_vectors is not None and embeddings.guesses is not None:
+        known = embeddings.has_items(pairs[1])[:, None]
+        told = torch.where(known, embeddings.vectors(*pairs, None, item_vectors)[1], embeddings.guessed(pairs[1]))
+        scored["titles"] = embeddings.score(*pairs, user_vectors, told).float().numpy()
     return scored

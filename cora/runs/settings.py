@@ -52,6 +52,9 @@ class RunConfig:
                                      "about")  # fmt: skip
     similarity: str = _option("collaborative", "history similar: which vectors are compared, the collaborative, "
                                                "those of titles by the language model (text), or both")  # fmt: skip
+    new_items: str = _option("mean", "what a method is told of items without a training row, and of those it is to "
+                                     "take for such: mean, the mean vector, or titles, what the titles, as the "
+                                     "language model reads them, say of vectors")  # fmt: skip
     llm_share: float = _option(1.0, "share of the training rows that the language model may be trained on, drawn at "
                                     "random, of those that vectors-share leaves; the vectors are trained on all of "
                                     "theirs")  # fmt: skip
@@ -154,7 +157,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "method": tuple(METHODS), "split": ("ratio", "dates", "leave-last", "cold-items", *RECIPES),
     "collaborative": tuple(COLLABORATIVE), "dtype": ("auto", "float32", "bfloat16", "float16"),
     "users": (None, "fold-in", "table"), "history": ("recent", "similar"),
-    "similarity": ("collaborative", "text", "both"),
+    "similarity": ("collaborative", "text", "both"), "new_items": ("mean", "titles"),
 }  # fmt: skip
 _LEAST = {
     "leave_last": 1, "dim": 3, "steps": 1, "batch_size": 1, "warmup_steps": 0, "eval_every": 1, "patience": 1,

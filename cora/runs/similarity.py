@@ -1,6 +1,8 @@
 """By which vectors of items `--history similar` finds what of a past speaks to the item asked about."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,11 +25,16 @@ def write_title_vectors(run: RunFolder, prepared: Prepared, base: PreTrainedMode
     config = prepared.config
     if config.history == "similar" and config.similarity != "collaborative" and not run.titles.is_file() and is_main():
         items = sorted(prepared.data.frame["item_id"].unique().tolist())
-        # In quotes, as prompts have them: a title of blanks has a token then.
-        titles = [f'"{one_line(prepared.data.titles[item])}"' for item in items]
-        tensors = {_IDS: packed_ids(items), _VECTORS: text_vectors(base.eval(), prepared.tokenizer, titles)}
+        tensors = {_IDS: packed_ids(items), _VECTORS: title_vectors(prepared, base, items)}
         write_files(run.path, {run.titles.name: lambda file: save_file(tensors, file)})
     wait_for_all()
+
+
+def title_vectors(prepared: Prepared, base: PreTrainedModel, items: Sequence[Any], layer: int | None = None) -> Tensor:
+    """[n, h]: of the items' titles, by `text_vectors`."""
+    # In quotes, as prompts have them: a title of blanks has a token then.
+    titles = [f'"{one_line(prepared.data.titles[item])}"' for item in items]
+    return text_vectors(base.eval(), prepared.tokenizer, titles, layer=layer)
 
 
 def directions_of(run: RunFolder, embeddings: CollaborativeEmbeddings) -> Directions | None:

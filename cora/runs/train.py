@@ -21,6 +21,7 @@ from cora.runs.fit import fit, training_arguments
 from cora.runs.folder import RunFolder
 from cora.runs.gates import collapse, gates_picture, samples_of, weights_of_users
 from cora.runs.metrics import summary
+from cora.runs.new_items import with_guesses
 from cora.runs.pictures import training_picture
 from cora.runs.prepare import Prepared, prepare
 from cora.runs.score import collaborative_scores, score_together, unscored
@@ -91,6 +92,7 @@ def _train(
     torch.manual_seed(config.seed)
     base = load_base(config.model, dtype=chosen_dtype(config.dtype, arguments.device))
     write_title_vectors(run, prepared, base)
+    embeddings = with_guesses(run, prepared, base, embeddings)
     model: MethodModel = method.Model(base, prepared.method_config, embeddings).to(arguments.device)
     print(model.patch)
     read = _Read.of(prepared, run, embeddings, rows)

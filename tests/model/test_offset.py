@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cora import CoRAConfig, CoRAModel
-from cora.collaborative import CollaborativeEmbeddings
+from cora.collaborative import CollaborativeEmbeddings, ItemGuesses
 from cora.methods.samples import Samples
 
 USERS, ITEMS = torch.tensor([30, 10, 20, 10, 99]), torch.tensor([7, 5, 5, 6, 8])  # the last ones unknown
@@ -146,6 +146,29 @@ def test_item_vectors_stand_for_the_rows_of_the_table(make_base: Any, prompts: A
     torch.testing.assert_close(model.score(ids, mask, users, items, item_vectors=table.flip(0)), turned)
     with pytest.raises(ValueError, match=r"item_vectors: expected float \[4, 8\]"):
         model(ids, mask, users, items, item_vectors=table[:3])
+
+
+@pytest.mark.filterwarnings("ignore:.*unknown")
+@torch.no_grad()
+def test_what_is_guessed_of_an_item_stands_for_its_vector(make_base: Any, prompts: Any, pad: Any) -> None:
+    """Of items without a vector and of those that training takes for such: in the logit and in what is generated."""
+    ids, mask = pad(prompts, "left")
+    model = build(make_base("llama"))
+    usual, e_u = model(ids, mask, USERS, ITEMS).logits, model.embeddings.users.mean(0)
+    guesses = ItemGuesses([8, 6], torch.randn(2, 8), torch.zeros(4, 8))
+    model.embeddings = model.embeddings.with_guesses(guesses)
+    offsets = model.offsets(Samples(USERS, ITEMS))
+    assert offsets is not None
+    torch.testing.assert_close(offsets[4], e_u @ guesses.vectors[0])
+    torch.testing.assert_close(offsets[:4], collaborative(model)[:4])
+    told = model(ids, mask, USERS, ITEMS).logits
+    torch.testing.assert_close(told[:4], usual[:4], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(told[4], usual[4], atol=1e-3)
+    table = torch.stack([*model.embeddings.items[[2, 0, 0, 1]], guesses.vectors[0]])
+    torch.testing.assert_close(model(ids, mask, USERS, ITEMS, item_vectors=table).logits, told, atol=1e-5, rtol=1e-4)
+    some = torch.tensor([False, False, False, True, False])
+    taken = model.pair(Samples(USERS, ITEMS, unknown_users=~some & False, unknown_items=some))[1]
+    torch.testing.assert_close(taken[3], (guesses.vectors[1] - model.pairs.item_mean) / model.pairs.item_size)
 
 
 @pytest.mark.filterwarnings("ignore:.*unknown")

@@ -73,7 +73,8 @@ def test_rows_that_the_vectors_have_not_seen_are_scored_as_they_are(
     swapped = {"train": parts["test"], "valid": parts["valid"], "test": parts["train"]}
     found = evaluate(run, str(written(tmp_path / "swapped", swapped)), part="train")
     alone = evaluate(run, str(written(tmp_path / "alone", {"test": parts["test"]})))
-    assert found["methods"]["collaborative"] == alone["methods"]["collaborative"]
+    for name in ("collaborative", "fold_in"):
+        assert found["methods"][name]["auc"] == alone["methods"][name]["auc"]
 
 
 def test_data_without_a_split_is_split_as_the_run_says(run: Path, ratings: Path) -> None:
