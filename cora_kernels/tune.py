@@ -14,7 +14,8 @@ import torch
 from cora_kernels.operands import Operands
 from cora_kernels.planning import choose, gpus, tuning_file
 from cora_kernels.planning.cost import Problem
-from cora_kernels.planning.tile_sizes import GemmConfig, gemm_configs
+from cora_kernels.planning.tile_sizes import GemmConfig, descriptor_configs, gemm_configs
+from cora_kernels.planning.versions import has_descriptors
 from cora_kernels.segments import Segments
 
 # (B, T) of training, of prompts, of decoding, and (K, N) of the linears of models of 0.1 to 8 billion parameters.
@@ -34,6 +35,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 def measure_rates(device: torch.device, timer: Timer = seconds) -> dict[str, float]:
     """The rates of `gpus.Gpu` on this device."""
+    from cora_kernels.backends.triton.descriptor_gemm import descriptor_gemm
     from cora_kernels.backends.triton.expand import expand
     from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm
 
@@ -61,11 +63,19 @@ def measure_rates(device: torch.device, timer: Timer = seconds) -> dict[str, flo
     operations = 2 * 8 * n * 4 * n * 4 * n
     bandwidth = 2 * y.numel() * y.itemsize / streamed
     gemm, fill = _share(vendor / ours, 4 * n, vendor_shallow / ours_shallow, n)
+    described = [
+        timer(partial(descriptor_gemm, x, w.t(), s, b, segments, config))
+        for config in (descriptor_configs(gpu.arch) if has_descriptors() else ())
+    ]
+    gemm_descriptors = (
+        {"gemm_descriptors": min(1.0, vendor / min(described) * (1 + fill / (4 * n)))} if described else {}
+    )
     return {
         "matrix": operations / vendor,
         "simple": operations / single,
         "bandwidth": bandwidth,
         "gemm": gemm,
+        **gemm_descriptors,
         "fill": fill,
         "exposed": min(1.0, max(0.01, (added - vendor) * bandwidth / (y.numel() * y.itemsize))),
     }
@@ -98,6 +108,9 @@ def _candidates(problem: Problem, device: torch.device) -> Iterator[tuple[str, G
     for plan in choose.plans(problem, gpus.gpu_of(device)):
         if plan.config is None:
             yield plan.strategy, None
+            continue
+        if plan.strategy == "descriptors":
+            yield from ((plan.strategy, tile) for tile in descriptor_configs(arch))
             continue
         tiles = gemm_configs(arch, problem.dtype, plan.strategy == "one_pass")
         yield from ((plan.strategy, tile) for tile in tiles)

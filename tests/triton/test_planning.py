@@ -312,6 +312,7 @@ def test_explain_says_why_the_others_lost(backend):
     assert {y.strategy, *(name for name, _ in y.others)} == {
         "one_pass",
         "two_kernels",
+        "descriptors",
         "separate",
         "decode",
         "concat",
