@@ -199,3 +199,14 @@ def test_one_program_a_tile_writes_the_same_bits(ptxsim, monkeypatch):
     walked = _run(ptxsim, operands)
     monkeypatch.setattr(module, "multiprocessors", lambda device: 108)
     assert torch.equal(_run(ptxsim, operands), walked)
+
+
+def test_slots_without_rows_walk_no_depth(ptxsim):
+    """Two of them, for two empty samples: what they read beyond the others is less than the depth of one tile."""
+    moved = []
+    for lengths in ((64, 64), (64, 0, 0, 64)):
+        x, w, s, b, segments, *_ = Call(lengths, 520, 64, 16).operands()
+        with ptxsim.triton_launches(target=90) as launches:
+            module.descriptor_gemm(x, w, s, b, segments, SMALL)
+        moved.append(launches[0][1].bulk["load_bytes"])
+    assert moved[1] - moved[0] < 2 * 520 * (64 + 64)

@@ -88,9 +88,12 @@ def descriptor_gemm_kernel(
         first = tl.maximum(first, 0)  # whatever cu_seqlens says
         _, stop = rows_of(cu_ptr, length, M, i)
         column = i_n * BN
+        depth = K
+        if TAILS:  # Of packed samples there may be slots without rows.
+            depth = tl.where(first < stop, K, 0)
 
         b_y = tl.zeros((BM, BN), dtype=tl.float32)
-        for k in range(0, K, BK):
+        for k in range(0, depth, BK):
             b_x = x_desc.load([first, k])  # [BM, BK]
             if W_BY_COLUMN:
                 b_w = w_desc.load([column, k]).T  # [BK, BN]
