@@ -5,7 +5,7 @@ the speed of ours over it.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,38 +45,33 @@ def measure_rates(device: torch.device, timer: Timer = seconds) -> dict[str, flo
     segments = Segments(1, 8 * n, 8 * n, None)
     s, b = torch.randn(8 * n, 16, device=device), torch.randn(16, 4 * n, dtype=torch.bfloat16, device=device)
     w = w[: 4 * n]
-    vendor = timer(lambda: torch.mm(x, w.t(), out=y))
-    ours = min(
-        timer(partial(lowrank_gemm, x, w.t(), s, b, segments, config))
-        for config in gemm_configs(gpu.arch, x.dtype, one_pass=False)
-    )
     shallow = x[:, :n].contiguous(), w[:, :n].contiguous()
+    vendor = timer(lambda: torch.mm(x, w.t(), out=y))
     vendor_shallow = timer(lambda: torch.mm(shallow[0], shallow[1].t(), out=y))
-    ours_shallow = min(
-        timer(partial(lowrank_gemm, shallow[0], shallow[1].t(), s, b, segments, config))
-        for config in gemm_configs(gpu.arch, x.dtype, one_pass=False)
-    )
+
+    def share_of(gemm: Callable[..., object], tiles: Sequence[GemmConfig]) -> tuple[float, float]:
+        """gemm and fill of a GEMM of ours in the fastest of these tiles."""
+
+        def fastest(x: torch.Tensor, w: torch.Tensor) -> float:
+            return min(timer(partial(gemm, x, w.t(), s, b, segments, tile)) for tile in tiles)
+
+        return _share(vendor / fastest(x, w), 4 * n, vendor_shallow / fastest(*shallow), n)
+
     added = timer(lambda: y.addmm_(x, w.t()))
     streamed = timer(lambda: expand(s, b, segments, y, add=True))
     x32, w32 = x.float(), w.float()
     single = timer(lambda: torch.mm(x32, w32.t()))
     operations = 2 * 8 * n * 4 * n * 4 * n
     bandwidth = 2 * y.numel() * y.itemsize / streamed
-    gemm, fill = _share(vendor / ours, 4 * n, vendor_shallow / ours_shallow, n)
-    described = [
-        timer(partial(descriptor_gemm, x, w.t(), s, b, segments, config))
-        for config in (descriptor_configs(gpu.arch) if has_descriptors() else ())
-    ]
-    gemm_descriptors = (
-        {"gemm_descriptors": min(1.0, vendor / min(described) * (1 + fill / (4 * n)))} if described else {}
-    )
+    rates = dict(zip(("gemm", "fill"), share_of(lowrank_gemm, gemm_configs(gpu.arch, x.dtype, False)), strict=True))
+    tiles = descriptor_configs(gpu.arch) if has_descriptors() else ()
+    if tiles:
+        rates |= zip(("gemm_descriptors", "fill_descriptors"), share_of(descriptor_gemm, tiles), strict=True)
     return {
         "matrix": operations / vendor,
         "simple": operations / single,
         "bandwidth": bandwidth,
-        "gemm": gemm,
-        **gemm_descriptors,
-        "fill": fill,
+        **rates,
         "exposed": min(1.0, max(0.01, (added - vendor) * bandwidth / (y.numel() * y.itemsize))),
     }
 

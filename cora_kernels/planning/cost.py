@@ -144,7 +144,7 @@ def two_kernels(p: Problem, gpu: Gpu, tiles: Sequence[GemmConfig], split: bool =
 def descriptors(p: Problem, gpu: Gpu, tiles: Sequence[GemmConfig]) -> Plan:
     """With the fastest of these tiles. Where B is each sample's own, a tile has the rows of one sample."""
     moved = _base_bytes(p) + _b_bytes(p) + _s_bytes(p)
-    rates = gpu._replace(gemm=gpu.gemm_descriptors, host=gpu.host + DESCRIPTORS_HOST_SECONDS)
+    rates = gpu._replace(gemm=gpu.gemm_descriptors, fill=gpu.fill_descriptors, host=gpu.host + DESCRIPTORS_HOST_SECONDS)
     cut = p._replace(sample_a=False)
 
     def launch(config: GemmConfig) -> Launch:

@@ -13,14 +13,15 @@ class Gpu(NamedTuple):
     """What good kernels reach, not the data sheet: `matrix` FLOP/s in 16 bits, `simple` in fp32, bytes/s.
 
     Triton's GEMM of ours reaches gemm / (1 + fill / K) of the vendor's rate, `fill` the depth that the start and the
-    end of a tile cost; the CUDA C++ one the same with `gemm_cuda`, that of descriptors with `gemm_descriptors`. Of a y
-    that the vendor's GEMM adds to, its reading takes `exposed` of the time that it would take alone. `host` is the
-    CPU's time for one launch of ours in eager mode.
+    end of a tile cost; the CUDA C++ one the same with `gemm_cuda`, that of descriptors with `gemm_descriptors` and
+    `fill_descriptors`. Of a y that the vendor's GEMM adds to, its reading takes `exposed` of the time that it would
+    take alone. `host` is the CPU's time for one launch of ours in eager mode.
 
     Nobody has timed the GEMM of descriptors yet. Published ones reach 0.93 to 0.97 of cuBLAS on Hopper at a depth of
-    4096, but their loops hide more of a tile's start and end than ours, and they add no S·B: so 0.90 stands here, by
-    which the vendor's GEMM keeps its place wherever the two are close. On Blackwell that of descriptors is taken to be
-    no faster than that of pointers.
+    4096; but they hide a tile's start and end behind the products of its neighbours, and they add no S·B. Ours is taken
+    to pay for that with some four microseconds a tile, which leaves it 0.88: a cautious guess, by which the vendor's
+    GEMM keeps its place where the two are close. On Blackwell it is taken to be no faster than that of pointers.
+
     The rates of A100, H100, H200, RTX 4090 and L40S are those behind the break-even ratios that the project's design
     measured; the others and everything from `gemm` on are estimates until `python -m cora_kernels.tune` has run.
     """
@@ -33,8 +34,9 @@ class Gpu(NamedTuple):
     multiprocessors: int
     gemm: float
     gemm_cuda: float = 0.85
-    gemm_descriptors: float = 0.90
+    gemm_descriptors: float = 0.96
     fill: float = 128.0
+    fill_descriptors: float = 384.0
     exposed: float = 0.5
     host: float = 20e-6
 

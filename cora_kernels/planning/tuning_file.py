@@ -16,7 +16,10 @@ from cora_kernels.planning.versions import version_of
 
 # Format 1 had other names for the strategies, format 2 did not say which Triton was timed.
 FORMAT = 3
-RATES = ("matrix", "simple", "bandwidth", "gemm", "gemm_cuda", "gemm_descriptors", "fill", "exposed", "host")
+RATES = (
+    *("matrix", "simple", "bandwidth", "exposed", "host"),
+    *("gemm", "gemm_cuda", "gemm_descriptors", "fill", "fill_descriptors"),
+)
 # Those with a tile of a GEMM of ours, and those without.
 _TILED = ("one_pass", "two_kernels", "descriptors")
 STRATEGIES = (*_TILED, "separate", "decode")

@@ -83,7 +83,8 @@ def test_it_costs_what_its_rate_says():
     """The pointer GEMM at that rate over whole tiles, and more of the CPU."""
     one = PROBLEM._replace(s_given=True)
     (launch,) = cost.descriptors(one, H100, descriptor_configs("sm_90")).launches
-    (pointers,) = cost.two_kernels(one, H100._replace(gemm=H100.gemm_descriptors), descriptor_configs("sm_90")).launches
+    rates = H100._replace(gemm=H100.gemm_descriptors, fill=H100.fill_descriptors)
+    (pointers,) = cost.two_kernels(one, rates, descriptor_configs("sm_90")).launches
     assert launch.seconds == pytest.approx(pointers.seconds) and launch.bytes == pointers.bytes
     assert launch.host > pointers.host
 
@@ -100,13 +101,13 @@ def test_tiles_of_one_sample_cost_what_they_leave_empty():
 
 
 def test_nobody_timed_it_so_the_vendor_keeps_its_place():
-    """On Hopper and Blackwell, for the linears of large models; at the rate of the vendor's GEMM it would be chosen."""
+    """For the linears of large models and of small ones; at the rate of the vendor's GEMM it would be chosen."""
     for part in ("H100", "H200", "B200"):
-        for inputs, outputs in ((4096, 4096), (4096, 14336), (14336, 4096)):
+        for inputs, outputs in ((2048, 2048), (4096, 4096), (4096, 14336), (14336, 4096)):
             for problem in (PROBLEM, PROBLEM._replace(sample_a=False, sample_b=True)):
                 one = problem._replace(inputs=inputs, outputs=outputs)
                 assert choose.choose(one, GPUS[part], "triton").strategy == "separate"
-                measured = GPUS[part]._replace(gemm_descriptors=1.0, fill=1.0)
+                measured = GPUS[part]._replace(gemm_descriptors=1.0, fill_descriptors=1.0)
                 assert choose.choose(one, measured, "triton").strategy == "descriptors"
 
 
