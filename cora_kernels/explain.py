@@ -127,7 +127,7 @@ def _steps(shape: Shape, gpu: Gpu, backend: str, dtype: torch.dtype, sample_a: b
         chosen = [choose(p, gpu, backend) for p in problems]
         launches = [launch for plan in chosen for launch in plan.launches] + more
         floors = [floor(p, gpu) for p in (forwards if product == "y" else backwards)]
-        others = dict[str, float | str](reasons(problems[0]))
+        others = dict[str, float | str](reasons(problems[0], gpu, backend))
         for other in plans(problems[0], gpu, backend):
             by_other = [launch for p in problems for launch in choose(p, gpu, backend, other.strategy).launches]
             others[other.strategy] = cost.seconds([*by_other, *more])

@@ -5,7 +5,7 @@ the speed of ours over it.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from cora_kernels.operands import Operands
 from cora_kernels.planning import choose, gpus, tuning_file
 from cora_kernels.planning.cost import Problem
-from cora_kernels.planning.tile_sizes import GemmConfig, gemm_configs
+from cora_kernels.planning.tile_sizes import GemmConfig, descriptor_configs, gemm_configs
+from cora_kernels.planning.versions import has_descriptors
 from cora_kernels.segments import Segments
 
 # (B, T) of training, of prompts, of decoding, and (K, N) of the linears of models of 0.1 to 8 billion parameters.
@@ -34,6 +35,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 def measure_rates(device: torch.device, timer: Timer = seconds) -> dict[str, float]:
     """The rates of `gpus.Gpu` on this device."""
+    from cora_kernels.backends.triton.descriptor_gemm import descriptor_gemm
     from cora_kernels.backends.triton.expand import expand
     from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm
 
@@ -43,30 +45,33 @@ def measure_rates(device: torch.device, timer: Timer = seconds) -> dict[str, flo
     segments = Segments(1, 8 * n, 8 * n, None)
     s, b = torch.randn(8 * n, 16, device=device), torch.randn(16, 4 * n, dtype=torch.bfloat16, device=device)
     w = w[: 4 * n]
-    vendor = timer(lambda: torch.mm(x, w.t(), out=y))
-    ours = min(
-        timer(partial(lowrank_gemm, x, w.t(), s, b, segments, config))
-        for config in gemm_configs(gpu.arch, x.dtype, one_pass=False)
-    )
     shallow = x[:, :n].contiguous(), w[:, :n].contiguous()
+    vendor = timer(lambda: torch.mm(x, w.t(), out=y))
     vendor_shallow = timer(lambda: torch.mm(shallow[0], shallow[1].t(), out=y))
-    ours_shallow = min(
-        timer(partial(lowrank_gemm, shallow[0], shallow[1].t(), s, b, segments, config))
-        for config in gemm_configs(gpu.arch, x.dtype, one_pass=False)
-    )
+
+    def share_of(gemm: Callable[..., object], tiles: Sequence[GemmConfig]) -> tuple[float, float]:
+        """gemm and fill of a GEMM of ours in the fastest of these tiles."""
+
+        def fastest(x: torch.Tensor, w: torch.Tensor) -> float:
+            return min(timer(partial(gemm, x, w.t(), s, b, segments, tile)) for tile in tiles)
+
+        return _share(vendor / fastest(x, w), 4 * n, vendor_shallow / fastest(*shallow), n)
+
     added = timer(lambda: y.addmm_(x, w.t()))
     streamed = timer(lambda: expand(s, b, segments, y, add=True))
     x32, w32 = x.float(), w.float()
     single = timer(lambda: torch.mm(x32, w32.t()))
     operations = 2 * 8 * n * 4 * n * 4 * n
     bandwidth = 2 * y.numel() * y.itemsize / streamed
-    gemm, fill = _share(vendor / ours, 4 * n, vendor_shallow / ours_shallow, n)
+    rates = dict(zip(("gemm", "fill"), share_of(lowrank_gemm, gemm_configs(gpu.arch, x.dtype, False)), strict=True))
+    tiles = descriptor_configs(gpu.arch) if has_descriptors() else ()
+    if tiles:
+        rates |= zip(("gemm_descriptors", "fill_descriptors"), share_of(descriptor_gemm, tiles), strict=True)
     return {
         "matrix": operations / vendor,
         "simple": operations / single,
         "bandwidth": bandwidth,
-        "gemm": gemm,
-        "fill": fill,
+        **rates,
         "exposed": min(1.0, max(0.01, (added - vendor) * bandwidth / (y.numel() * y.itemsize))),
     }
 
@@ -98,6 +103,9 @@ def _candidates(problem: Problem, device: torch.device) -> Iterator[tuple[str, G
     for plan in choose.plans(problem, gpus.gpu_of(device)):
         if plan.config is None:
             yield plan.strategy, None
+            continue
+        if plan.strategy == "descriptors":
+            yield from ((plan.strategy, tile) for tile in descriptor_configs(arch))
             continue
         tiles = gemm_configs(arch, problem.dtype, plan.strategy == "one_pass")
         yield from ((plan.strategy, tile) for tile in tiles)

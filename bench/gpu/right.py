@@ -13,7 +13,10 @@ from torch import Tensor
 
 from bench.gpu.machine import ROOT, Machine
 from cora_kernels.backends.wide_weights import make_room
-from cora_kernels.testing import Case, Inputs, assert_correct, call, make_inputs, results
+from cora_kernels.planning.tile_sizes import descriptor_configs
+from cora_kernels.planning.versions import has_descriptors
+from cora_kernels.segments import Segments
+from cora_kernels.testing import Case, Inputs, assert_by_rule, assert_correct, call, make_inputs, results
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 BORDERS = (0, 1, 127, 128, 129)
@@ -131,6 +134,49 @@ def _concat(machine: Machine, backend: str) -> None:
     assert torch.equal(out[0], run()), "the replay does not read the B that is there now"
 
 
+def _descriptors(machine: Machine, backend: str) -> None:
+    """The GEMM of tensor descriptors, by whose strategy the default may send nothing: y and dx in every tile it has."""
+    if backend != "triton":
+        raise NotImplementedError("the GEMM of descriptors is of Triton alone")
+    # A rehearsal is interpreted, on the CPU of any machine.
+    tiles = descriptor_configs("sm_90" if machine.rehearses else machine.gpu().arch) if has_descriptors() else ()
+    if not tiles:
+        raise NotImplementedError("the GEMM of descriptors needs Triton 3.4 and Hopper or data-centre Blackwell")
+    from cora_kernels.backends.triton.descriptor_gemm import descriptor_gemm
+
+    cases = (
+        Case(batch=3, length=65, k=136, n=(200,), r=8, bias=True),
+        Case(lengths=BORDERS, k=264, n=(520,), r=40, sample_b=True, bias=True),
+        Case(batch=2, length=256, k=1024, n=(2048,), r=16, sample_b=True),
+    )
+    for case, tile in product(cases[: 2 if machine.rehearses else 3], tiles):
+        inputs = _inputs(machine, replace(case, dtype=machine.dtype))
+        x, segments, b, bias = inputs.x.flatten(0, -2), inputs.operands().segments, inputs.lora_bs[0], inputs.biases[0]
+        g, a, w = torch.randn_like(x @ inputs.weights[0].t()), inputs.lora_as[0], inputs.weights[0]
+        s = torch.randn(len(x), case.r, device=machine.device)
+        there = torch.randn_like(x)
+        y = descriptor_gemm(x, w.t(), s, b, segments, tile, bias)
+        dx = descriptor_gemm(g, w, s, a.mT, segments, tile, None, there.clone())
+        _assert_product("y", y, x, w.t(), s, b, segments, bias)
+        _assert_product("dx", dx, g, w, s, a.mT, segments, there)
+
+
+def _assert_product(
+    name: str, got: Tensor, x: Tensor, w: Tensor, s: Tensor, b: Tensor, segments: Segments, more: Tensor | None
+) -> None:
+    """got = x·w + s·b + more by the error rule."""
+    counts = torch.full((segments.batch,), segments.length or 0, device=x.device)
+    if segments.cu_seqlens is not None:
+        counts = segments.cu_seqlens.diff()
+
+    def defined(dtype: torch.dtype) -> Tensor:
+        per_row = b.to(dtype).repeat_interleave(counts, 0) if b.dim() == 3 else b.to(dtype).expand(len(x), -1, -1)
+        delta = (s.to(dtype)[:, None] @ per_row)[:, 0]
+        return x.to(dtype) @ w.to(dtype) + delta + (0 if more is None else more.to(dtype))
+
+    assert_by_rule(name, got, defined(torch.float64), defined(x.dtype), x.dtype)
+
+
 def _compiled(mode: str | None) -> Check:
     def check(machine: Machine, backend: str) -> None:
         """Forward and backward, with a scaling that changes afterwards."""
@@ -167,6 +213,7 @@ CHECKS: dict[str, Check] = {
     "beyond 2^31 elements": _beyond_32_bits,
     "graph, replayed with other data": _graph_replay,
     "concat": _concat,
+    "descriptors": _descriptors,
     "torch.compile": _compiled(None),
     "torch.compile, reduce-overhead": _compiled("reduce-overhead"),
     "compute-sanitizer": _sanitizer,

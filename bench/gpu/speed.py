@@ -13,7 +13,7 @@ from bench.gpu.machine import Machine
 from bench.harness import measure
 from cora_kernels import explain
 from cora_kernels.backends import extension
-from cora_kernels.planning import choose
+from cora_kernels.planning import choose, gpus
 from cora_kernels.testing import Case, Inputs
 
 PEERS = (
@@ -26,7 +26,7 @@ PEERS = (
     "ours: cuda",
     "ours: concat",
 )
-STRATEGIES = ("one_pass", "two_kernels", "separate", "decode")
+STRATEGIES = ("one_pass", "two_kernels", "descriptors", "separate", "decode")
 LINEARS = ("q", "k", "up", "down")
 # torch.compile takes longer to compile than all the others take to be timed: of one linear.
 COMPILED = "Llama-3-8B q"
@@ -80,7 +80,7 @@ def _by_strategy(backend: str, strategy: str) -> Contestant:
         operands, x = inputs.operands(), inputs.x.flatten(0, -2)
         weight, a, b = operands.weights[0], operands.lora_as[0], operands.lora_bs[0]
         problem = choose.problem_of(x, weight.t(), a, b, operands.scaling, operands.segments, False, False)
-        reason = choose.reasons(problem).get(strategy)
+        reason = choose.reasons(problem, gpus.gpu_of(x.device), backend).get(strategy)
         if reason is not None:
             raise Unsupported(reason)
         shape = *inputs.x.shape[:-1], -1

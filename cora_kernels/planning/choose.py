@@ -17,8 +17,10 @@ from cora_kernels.planning.tile_sizes import (
     SHRINK_OUTER_RANK,
     GemmConfig,
     cuda_gemm_configs,
+    descriptor_configs,
     gemm_configs,
 )
+from cora_kernels.planning.versions import has_descriptors
 from cora_kernels.segments import Segments
 
 # The dtypes of x that each has kernels for.
@@ -46,7 +48,20 @@ def problem_of(
         sample_b=b.dim() == 3,
         s_given=s_given,
         added=added,
+        described=x.dtype == w.dtype == b.dtype and all(map(is_described, (x, w, b))),
     )
+
+
+def is_described(t: Tensor) -> bool:
+    """Whether a tensor descriptor can read the matrix or its transpose, or those of each sample.
+
+    The TMA wants numbers side by side along one dimension, along the others whole 16 bytes from each to the next, and
+    the first at such a place, too.
+    """
+    strides = [stride * t.element_size() for stride in t.stride()]
+    strides.pop(-2 if t.stride(-2) == 1 else -1)
+    side_by_side = 1 in t.stride()[-2:] and t.data_ptr() % 16 == 0
+    return t.numel() > 0 and side_by_side and all(0 < stride < 2**40 and stride % 16 == 0 for stride in strides)
 
 
 @lru_cache(maxsize=4096)
@@ -81,10 +96,12 @@ def plans(problem: Problem, gpu: Gpu, backend: str = "triton") -> tuple[Plan, ..
             return (_cuda_tile(p, gpu, one_pass),)
         return gemm_configs(gpu.arch, p.dtype, one_pass)
 
-    found, excluded = [], reasons(p)
+    found, excluded = [], reasons(p, gpu, backend)
     if "one_pass" not in excluded:
         found.append(cost.one_pass(p, gpu, tiles(True)))
     found += [cost.two_kernels(p, gpu, tiles(False), split=not cuda), cost.separate(p, gpu, split=not cuda)]
+    if "descriptors" not in excluded:
+        found.append(cost.descriptors(p, gpu, descriptor_configs(gpu.arch)))
     if "decode" not in excluded:
         found.append(cost.decode(p, gpu, split=not cuda))
     return tuple(sorted(found, key=lambda plan: plan.seconds))
@@ -108,22 +125,41 @@ def rates_of(gpu: Gpu, backend: str) -> Gpu:
     return gpu._replace(gemm=gpu.gemm_cuda, host=_CUDA_HOST_SECONDS) if backend == "cuda" else gpu
 
 
-def reasons(problem: Problem) -> dict[str, str]:
-    """Of the strategies that the problem excludes, why."""
+def reasons(problem: Problem, gpu: Gpu, backend: str) -> dict[str, str]:
+    """Of the strategies that the problem, the part or the backend excludes, why."""
     p, found = problem, {}
     if p.s_given:
         found["one_pass"] = "S is there already"
     elif p.rank > ONE_PASS_RANK:
         found["one_pass"] = f"up to rank {ONE_PASS_RANK}"
-    if p.added:
-        found["decode"] = "does not add to y"
-    elif p.s_given:
-        found["decode"] = "S is there already"
-    elif p.length is None or not 1 <= p.length <= DECODE_LENGTH:
-        found["decode"] = f"samples of up to {DECODE_LENGTH} rows, not packed"
-    elif p.rank > DECODE_RANK:
-        found["decode"] = f"up to rank {DECODE_RANK}"
+    for name, why in (("descriptors", _why_not_described(p, gpu, backend)), ("decode", _why_not_decoded(p))):
+        if why is not None:
+            found[name] = why
     return found
+
+
+def _why_not_described(p: Problem, gpu: Gpu, backend: str) -> str | None:
+    if backend != "triton":
+        return "of Triton alone"
+    if not descriptor_configs(gpu.arch):
+        return "on Hopper and data-centre Blackwell"
+    if not has_descriptors():
+        return "Triton 3.4 or later"
+    if p.dtype == torch.float32:
+        return "bfloat16 and float16"
+    if any(size % 8 for size in (p.inputs, p.outputs, p.rank)):
+        return "K, N and r in multiples of 8"
+    return None if p.described else "x, W and B of one dtype, in rows of whole 16 bytes"
+
+
+def _why_not_decoded(p: Problem) -> str | None:
+    if p.added:
+        return "does not add to y"
+    if p.s_given:
+        return "S is there already"
+    if p.length is None or not 1 <= p.length <= DECODE_LENGTH:
+        return f"samples of up to {DECODE_LENGTH} rows, not packed"
+    return f"up to rank {DECODE_RANK}" if p.rank > DECODE_RANK else None
 
 
 def _cuda_tile(p: Problem, gpu: Gpu, one_pass: bool) -> GemmConfig:
@@ -140,7 +176,7 @@ def key_of(problem: Problem) -> str:
     """Problems of one key share what was measured for one of them: rows and samples to the nearest power of two."""
     p = problem
     rows, samples = (round(math.log2(max(n, 1))) for n in (p.rows, p.samples))
-    short = "decode" not in reasons(p._replace(added=False))
+    short = _why_not_decoded(p._replace(added=False)) is None
     kinds = f"{'A' * p.sample_a}{'B' * p.sample_b}{'S' * p.s_given}{'T' * short}"
     return f"{p.inputs}-{p.outputs}-r{p.rank}-rows{rows}-samples{samples}-{str(p.dtype)[6:]}-{kinds}"
 

@@ -25,12 +25,15 @@ from cora_kernels.planning.tile_sizes import (
 # On the GPU, from one kernel to the next; on the CPU, of an operator of torch.
 LAUNCH_SECONDS = 3e-6
 VENDOR_HOST_SECONDS = 8e-6
+# What the five descriptors of a launch add to it: two microseconds each, an estimate.
+DESCRIPTORS_HOST_SECONDS = 10e-6
 
 
 class Problem(NamedTuple):
     """y [rows, outputs] = x [rows, inputs]·W + s·(x·A)·B. `length` is None where samples are packed.
 
-    `s_given`: S has been computed already. `added`: the product is added to the y that is there.
+    `s_given`: S has been computed already. `added`: the product is added to the y that is there. `described`: x, W and
+    B lie in memory as tensor descriptors read them.
     """
 
     rows: int
@@ -44,6 +47,7 @@ class Problem(NamedTuple):
     sample_b: bool = False
     s_given: bool = False
     added: bool = False
+    described: bool = True
 
 
 class Launch(NamedTuple):
@@ -60,8 +64,9 @@ class Launch(NamedTuple):
 class Plan(NamedTuple):
     """A strategy for a problem, the tile of our GEMM, if it has one, and the launches.
 
-    "one_pass": S is computed in the GEMM. "two_kernels": S first, then the GEMM with S·B added. "separate": S, S·B and
-    then the vendor's GEMM on top. "decode": the same for a few rows a sample, S and S·B in one launch, or in two.
+    "one_pass": S is computed in the GEMM. "two_kernels": S first, then the GEMM with S·B added.
+    "descriptors": the same, by the GEMM whose tiles tensor descriptors bring. "separate": S, S·B and then the vendor's
+    GEMM on top. "decode": the same for a few rows a sample, S and S·B in one launch, or in two.
     "concat": S and x side by side, then one GEMM of the vendor's over both; of weights with room for B alone.
     """
 
@@ -134,6 +139,19 @@ def two_kernels(p: Problem, gpu: Gpu, tiles: Sequence[GemmConfig], split: bool =
         return _gemm("low-rank GEMM", p, gpu, config, row_tiles(p, config.BM, False), per_tile, moved)
 
     return _best("two_kernels", tiles, launch, shrink(p, gpu, split))
+
+
+def descriptors(p: Problem, gpu: Gpu, tiles: Sequence[GemmConfig]) -> Plan:
+    """With the fastest of these tiles. Where B is each sample's own, a tile has the rows of one sample."""
+    moved = _base_bytes(p) + _b_bytes(p) + _s_bytes(p)
+    rates = gpu._replace(gemm=gpu.gemm_descriptors, fill=gpu.fill_descriptors, host=gpu.host + DESCRIPTORS_HOST_SECONDS)
+    cut = p._replace(sample_a=False)
+
+    def launch(config: GemmConfig) -> Launch:
+        per_tile = 2 * config.BM * config.BN * (p.inputs + max(16, p.rank))
+        return _gemm("descriptor GEMM", p, rates, config, row_tiles(cut, config.BM, True), per_tile, moved)
+
+    return _best("descriptors", tiles, launch, shrink(p, gpu))
 
 
 def separate(p: Problem, gpu: Gpu, split: bool = True) -> Plan:

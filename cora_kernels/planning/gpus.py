@@ -13,8 +13,14 @@ class Gpu(NamedTuple):
     """What good kernels reach, not the data sheet: `matrix` FLOP/s in 16 bits, `simple` in fp32, bytes/s.
 
     Triton's GEMM of ours reaches gemm / (1 + fill / K) of the vendor's rate, `fill` the depth that the start and the
-    end of a tile cost; the CUDA C++ one the same with `gemm_cuda`. Of a y that the vendor's GEMM adds to, its reading
-    takes `exposed` of the time that it would take alone. `host` is the CPU's time for one launch of ours in eager mode.
+    end of a tile cost; the CUDA C++ one the same with `gemm_cuda`, that of descriptors with `gemm_descriptors` and
+    `fill_descriptors`. Of a y that the vendor's GEMM adds to, its reading takes `exposed` of the time that it would
+    take alone. `host` is the CPU's time for one launch of ours in eager mode.
+
+    Nobody has timed the GEMM of descriptors yet. Published ones reach 0.93 to 0.97 of cuBLAS on Hopper at a depth of
+    4096; but they hide a tile's start and end behind the products of its neighbours, and they add no S·B. Ours is taken
+    to pay for that with some four microseconds a tile, which leaves it 0.88: a cautious guess, by which the vendor's
+    GEMM keeps its place where the two are close. On Blackwell it is taken to be no faster than that of pointers.
 
     The rates of A100, H100, H200, RTX 4090 and L40S are those behind the break-even ratios that the project's design
     measured; the others and everything from `gemm` on are estimates until `python -m cora_kernels.tune` has run.
@@ -28,7 +34,9 @@ class Gpu(NamedTuple):
     multiprocessors: int
     gemm: float
     gemm_cuda: float = 0.85
+    gemm_descriptors: float = 0.96
     fill: float = 128.0
+    fill_descriptors: float = 384.0
     exposed: float = 0.5
     host: float = 20e-6
 
@@ -49,7 +57,7 @@ GPUS = {
         Gpu("GH200", "sm_90", 750e12, 55e12, 3.7e12, 132, 0.82, 0.5),
         Gpu("H200", "sm_90", 745e12, 55e12, 4.8e12, 132, 0.82, 0.5),
         Gpu("H20", "sm_90", 140e12, 38e12, 3.6e12, 78, 0.88, 0.8),
-        Gpu("B200", "sm_100", 1500e12, 65e12, 7.7e12, 148, 0.60, 0.25),
+        Gpu("B200", "sm_100", 1500e12, 65e12, 7.7e12, 148, 0.60, 0.25, 0.60),
         Gpu("MI300X", "gfx942", 600e12, 120e12, 4.3e12, 304, 0.77),
     )
 }

@@ -50,6 +50,12 @@ _GEMM = {
 }
 # One pass holds S beside the tile: on sm_80, where both live in registers, the largest tiles would spill.
 _ONE_PASS = _GEMM | {"sm_80": (GemmConfig(128, 128, 64, 8, 3), *_GEMM["sm_80"][2:])}
+# The GEMM of descriptors, always persistent. A depth of 64 is the 128 bytes that the TMA swizzles. It copies past the
+# registers and needs no addresses in them: the large tile compiles without spills by older Tritons, too.
+_DESCRIPTORS = (
+    GemmConfig(128, 256, 64, 8, 3, persistent=True),
+    GemmConfig(128, 128, 64, 8, 4, persistent=True),
+)
 # fp32, on CUDA cores or in tf32.
 _GEMM_FP32 = {
     "sm_80": (GemmConfig(64, 64, 32, 8, 3), GemmConfig(16, 64, 32, 4, 3)),
@@ -78,6 +84,14 @@ def gemm_configs(arch: str, dtype: torch.dtype, one_pass: bool) -> tuple[GemmCon
     # Behind the main loop older compilers need more registers: of a tile a thread has 64 numbers at most.
     small = (c for c in _GEMM[arch] if c.BM * c.BN <= 128 * 128)
     return tuple(c._replace(num_warps=max(c.num_warps, c.BM * c.BN // 2048)) for c in small)
+
+
+def descriptor_configs(arch: str) -> tuple[GemmConfig, ...]:
+    """The tiles of the GEMM of descriptors: none on a part without wgmma or tcgen05, which read what the TMA brings."""
+    if arch not in ("sm_90", "sm_100"):
+        return ()
+    # Before Triton 3.6 the large one spills there if it adds to y and B is each sample's own.
+    return _DESCRIPTORS[1:] if arch == "sm_100" and _is_old_triton() else _DESCRIPTORS
 
 
 def vendor_gemm_tiles(arch: str, dtype: torch.dtype) -> tuple[GemmConfig, ...]:

@@ -16,8 +16,13 @@ from cora_kernels.planning.versions import version_of
 
 # Format 1 had other names for the strategies, format 2 did not say which Triton was timed.
 FORMAT = 3
-RATES = ("matrix", "simple", "bandwidth", "gemm", "gemm_cuda", "fill", "exposed", "host")
-STRATEGIES = ("one_pass", "two_kernels", "separate", "decode")
+RATES = (
+    *("matrix", "simple", "bandwidth", "exposed", "host"),
+    *("gemm", "gemm_cuda", "gemm_descriptors", "fill", "fill_descriptors"),
+)
+# Those with a tile of a GEMM of ours, and those without.
+_TILED = ("one_pass", "two_kernels", "descriptors")
+STRATEGIES = (*_TILED, "separate", "decode")
 _ADVICE = "run python -m cora_kernels.tune"
 
 
@@ -67,7 +72,7 @@ def _check(found: Any) -> None:
         whole = isinstance(config, list) and len(config) == len(GemmConfig._fields)
         if config is not None and not (whole and all(map(_positive, config[:-1])) and isinstance(config[-1], bool)):
             raise ValueError(f"the tile of {key!r} is {config!r}")
-        if (config is not None) != (one["strategy"] in ("one_pass", "two_kernels")):
+        if (config is not None) != (one["strategy"] in _TILED):
             raise ValueError(f"{key!r} has the strategy {one['strategy']!r} and the tile {config!r}")
 
 

@@ -18,3 +18,9 @@ def triton_version() -> tuple[int, ...] | None:
     """(major, minor)."""
     version = version_of("triton")
     return None if version is None else tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
+def has_descriptors() -> bool:
+    """Whether Triton takes tensor descriptors that the host makes: from 3.4 on. Of no Triton, as of the newest."""
+    version = triton_version()
+    return version is None or version >= (3, 4)

@@ -22,13 +22,21 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from cora_kernels.backends.triton.decode import decode
+from cora_kernels.backends.triton.descriptor_gemm import descriptor_gemm
 from cora_kernels.backends.triton.expand import expand
 from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
 from cora_kernels.backends.triton.outer import outer
 from cora_kernels.backends.triton.planes import sum_planes
 from cora_kernels.backends.triton.shrink import shrink, shrink_kernel
 from cora_kernels.backends.triton.shrink_outer import shrink_outer, shrink_outer_kernel
-from cora_kernels.planning.tile_sizes import gemm_configs, outer_config, shrink_config, shrink_outer_config
+from cora_kernels.planning.tile_sizes import (
+    descriptor_configs,
+    gemm_configs,
+    outer_config,
+    shrink_config,
+    shrink_outer_config,
+)
+from cora_kernels.planning.versions import has_descriptors
 from cora_kernels.segments import Segments
 
 
@@ -63,7 +71,8 @@ class Launch(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """`spills` in bytes (NVIDIA) or registers (AMD), `blocks` per multiprocessor, `loop` the lines of its main loop.
+    """`spills` in bytes (NVIDIA) or registers (AMD), `blocks` per multiprocessor, `loops` the lines of each innermost
+    loop, of those that multiply matrices if any does; the main loop first.
 
     `narrowest`: the least bytes that a global load of the main loop moves (NVIDIA; 16 where it has none).
     """
@@ -74,7 +83,11 @@ class Compiled(NamedTuple):
     shared: int
     blocks: int
     narrowest: int
-    loop: list[str]
+    loops: list[list[str]]
+
+    @property
+    def loop(self) -> list[str]:
+        return self.loops[0] if self.loops else []
 
 
 @contextmanager
@@ -148,6 +161,13 @@ def launches(arch: str) -> Iterator[tuple[str, Launch]]:
                 if config == gemm_configs(arch, dtype, one_pass=False)[1] and dtype != torch.float32:
                     lowrank_gemm(x, w.t(), s, b, padded, config._replace(persistent=True))
                     yield label + " persistent", found[-1]
+            tiles = descriptor_configs(arch) if has_descriptors() and dtype != torch.float32 else ()
+            for config in tiles:
+                label = f"descriptor_gemm {name} {config.BM}x{config.BN}x{config.BK}"
+                descriptor_gemm(x, w.t(), s, b, padded, config, bias=bias)
+                yield label + " forward", found[-1]
+                descriptor_gemm(x, w, s, a.transpose(1, 2), packed, config)
+                yield label + " packed, dx", found[-1]
             for rows in (16, T):
                 for rank in (16, 64):
                     config = shrink_config(arch, dtype, rows, rank)
@@ -199,8 +219,9 @@ def _read(binary: Any, part: Part, num_warps: int) -> Compiled:
     threads = num_warps * part.target.warp_size
     by_registers = part.registers // (-(-registers // unit) * unit * threads)
     by_shared = part.shared // (shared + 1024) if part.target.backend == "cuda" else part.shared // max(shared, 1)
-    blocks, loop = min(by_registers, by_shared, part.threads // threads), _main_loop(text)
-    return Compiled(threads, registers, spills, shared, blocks, min(map(_loaded, loop), default=16), loop)
+    blocks, loops = min(by_registers, by_shared, part.threads // threads), _loops(text)
+    narrowest = min(map(_loaded, loops[0]), default=16) if loops else 16
+    return Compiled(threads, registers, spills, shared, blocks, narrowest, loops)
 
 
 def _assembled(ptx: str, arch: int) -> tuple[int, int]:
@@ -228,8 +249,15 @@ def _loaded(line: str) -> int:
     return int(loaded[1] or 1) * int(loaded[2]) // 8 if loaded else 16
 
 
-def _main_loop(text: str) -> list[str]:
-    """Of the innermost loops, label to branch back: the one with the most matrix instructions, or the longest."""
+def not_bulk(loop: list[str]) -> list[str]:
+    """The lines of PTX that touch global (or local) memory by other means than bulk copies."""
+    # At the start of an instruction: `tcgen05.st` and `tcgen05.wait::st` are of tensor memory.
+    other = re.compile(r"(?<![\w.:])(?:(?:ld|st|atom|red)\.(?!shared|param)|cp\.async\.c[ag]\.)")
+    return [line for line in loop if other.search(line)]
+
+
+def _loops(text: str) -> list[list[str]]:
+    """The innermost loops, label to branch back: the one with the most matrix instructions, or the longest, first."""
     lines = text.split("\n")
     labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"\s*([$.\w]+):", line))}
     spans = [
@@ -246,7 +274,7 @@ def _main_loop(text: str) -> list[str]:
         return inner != outer and outer[0] <= inner[0] and inner[1] <= outer[1]
 
     loops = [lines[i:j] for i, j in spans if not any(inside(span, (i, j)) for span in spans)]
-    return max(loops, key=lambda loop: (sum(bool(matrix.search(line)) for line in loop), len(loop)), default=[])
+    return sorted(loops, key=lambda loop: (sum(bool(matrix.search(line)) for line in loop), len(loop)), reverse=True)
 
 
 def document() -> str:

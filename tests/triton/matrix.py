@@ -1,7 +1,7 @@
 """Every kernel × layout × rank by the default tiles, compiled by the Triton that this process imports, as JSON.
 
-`PYTHONPATH=FOLDER_OF_A_TRITON:. python tests/triton/matrix.py PART RANK...` prints one line for each. A compiler that
-aborts takes no test run with it that way.
+`PYTHONPATH=FOLDER_OF_A_TRITON:. python tests/triton/matrix.py PART RANK...` prints one line for each, with the word
+descriptors before PART those of the GEMM of descriptors. A compiler that aborts takes no test run with it that way.
 """
 
 import json
@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import torch
 import triton
-from aot import Launch, compiled, meta, recorded
+from aot import PARTS, Launch, compiled, meta, not_bulk, recorded
 
 from cora_kernels.backends.triton.decode import decode, decode_kernel
+from cora_kernels.backends.triton.descriptor_gemm import descriptor_gemm
 from cora_kernels.backends.triton.expand import expand
 from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
 from cora_kernels.backends.triton.outer import outer, outer_kernel
@@ -23,6 +24,7 @@ from cora_kernels.planning.tile_sizes import (
     DECODE_RANK,
     ONE_PASS_RANK,
     SHRINK_OUTER_RANK,
+    descriptor_configs,
     gemm_configs,
     outer_config,
     rank_block,
@@ -106,12 +108,60 @@ def launches(arch: str, r: int) -> Iterator[tuple[str, Launch, int]]:
                 yield f"decode {kind}", _last(found, decode_kernel), -1
 
 
+class DescriptorEntry(NamedTuple):
+    """`loops`: of each loop that multiplies, the matrix instructions, the bulk copies and the other global accesses."""
+
+    label: str
+    registers: int
+    spills: int
+    shared: int
+    loops: list[tuple[int, int, list[str]]]
+
+
+def descriptor_launches(arch: str, r: int) -> Iterator[tuple[str, Launch]]:
+    """Every tile, both layouts of W and of B, with and without tails of samples."""
+    B, T, K, N = 8, 1024, 4096, 2048
+    M = B * T
+    padded, packed = Segments(B, M, T, None), Segments(B, M, None, meta(B + 1, dtype=torch.int32))
+    with recorded() as found:
+        for tile in descriptor_configs(arch):
+            for name, segments, dtype in (("padded", padded, torch.float16), ("packed", packed, BF16)):
+                x, g, w = meta(M, K, dtype=dtype), meta(M, N, dtype=dtype), meta(N, K, dtype=dtype)
+                a, b, bias = meta(B, K, r, dtype=dtype).mT, meta(B, r, N, dtype=dtype), meta(N, dtype=dtype)
+                for kind, y, call_ in (
+                    ("y", None, (x, w.t(), b)),
+                    ("dx", None, (g, w, a)),
+                    ("dx that adds", x, (g, w, a)),
+                ):
+                    rows, weight, factor = call_
+                    descriptor_gemm(rows, weight, meta(M, r), factor, segments, tile, bias if kind == "y" else None, y)
+                    yield f"r {r}: {tile.BM}x{tile.BN}, {name}, {kind}", found[-1]
+
+
+def _described(label: str, launch: Launch, arch: str) -> DescriptorEntry:
+    got = compiled(launch, arch)
+    loops = [
+        (
+            sum(PARTS[arch].matrix_instruction in line for line in loop),
+            sum("cp.async.bulk.tensor" in line for line in loop),
+            not_bulk(loop),
+        )
+        for loop in got.loops
+    ]
+    return DescriptorEntry(label, got.registers, got.spills, got.shared, loops)
+
+
 def _last(found: list[Launch], kernel: object) -> Launch:
     return [launch for launch in found if launch.kernel is kernel][-1]
 
 
 def main(arch: str, *ranks: str) -> None:
     print(json.dumps({"triton": triton.__version__}))
+    if arch == "descriptors":
+        arch, *ranks = ranks
+        for label, launch in (one for r in ranks for one in descriptor_launches(arch, int(r))):
+            print(json.dumps(_described(label, launch, arch)._asdict()))
+        return
     for r in map(int, ranks):
         for label, launch, tile in launches(arch, r):
             got = compiled(launch, arch)

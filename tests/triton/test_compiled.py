@@ -6,7 +6,9 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from aot import PARTS, table  # noqa: E402
+from aot import PARTS, not_bulk, table  # noqa: E402
+
+from cora_kernels.planning.versions import has_descriptors  # noqa: E402
 
 FP32_FMA = re.compile(r"\bfma\.rn(\.ftz)?\.f32\b|\bv_(pk_)?fma(c|mk|ak)?_f32\b")
 NARROW_LOAD = re.compile(r"\b(?:global|buffer)_load_(?!dwordx4\b)")
@@ -29,8 +31,8 @@ def test_no_spills_and_everything_fits(arch):
 
 def test_main_loops_run_on_tensor_cores(arch):
     for label, found in table(arch).items():
-        if " bf16 " in label and label.startswith(("lowrank_gemm", "shrink", "outer")):
-            large = " bf16 128x" in label and label.startswith("lowrank_gemm")
+        if " bf16 " in label and label.startswith(("lowrank_gemm", "descriptor_gemm", "shrink", "outer")):
+            large = " bf16 128x" in label and "_gemm " in label
             instructions = [PARTS[arch].matrix_instruction] + ([] if large else ["mma.sync"])
             assert any(instruction in line for line in found.loop for instruction in instructions), label
             assert not [line for line in found.loop if FP32_FMA.search(line)], label
@@ -51,3 +53,14 @@ def test_main_loops_load_sixteen_bytes_at_a_time(arch):
             *sides, BK = map(int, re.search(r"\d+(x\d+)+", label)[0].split("x"))
             tile_bytes = sum(sides) * BK * (2 if " bf16 " in label else 4)
             assert wide * 16 * found.threads >= tile_bytes, label
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "sm_100"])
+def test_bulk_copies_alone_bring_the_tiles_of_descriptors(arch):
+    """Of x and W, then of S and B."""
+    found = {label: one for label, one in table(arch).items() if label.startswith("descriptor_gemm")}
+    assert found or not has_descriptors()
+    for label, one in found.items():
+        copies = [sum("cp.async.bulk.tensor" in line for line in loop) for loop in one.loops]
+        assert len(copies) == 2 and min(copies) >= 2, label
+        assert [not_bulk(loop) for loop in one.loops] == [[], []], label

@@ -18,7 +18,8 @@ from cora_kernels import backends, tune
 from cora_kernels.operands import Operands
 from cora_kernels.planning import choose, gpus, tuning_file
 from cora_kernels.planning.cost import Problem
-from cora_kernels.planning.tile_sizes import gemm_configs
+from cora_kernels.planning.tile_sizes import descriptor_configs, gemm_configs
+from cora_kernels.planning.versions import has_descriptors
 from cora_kernels.segments import Segments
 from cora_kernels.testing import Case, assert_correct, call, make_inputs, results
 
@@ -63,6 +64,63 @@ def test_suite_under_the_interpreter(suite):
 def test_strategies(case, strategy, prefer):
     prefer(strategy)
     assert_correct(make_inputs(case), "triton")
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """Calls are planned as on an H100, whose GEMM of descriptors the interpreter has, too."""
+    if not has_descriptors():
+        pytest.skip("this Triton is older than 3.4")
+    monkeypatch.setattr(gpus, "gpu_of", lambda device: gpus.GPUS["H100"])
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(batch=3, length=5, k=40, n=(72,), r=8, dtype=torch.float16, sample_b=True, bias=True),
+        Case(lengths=(130, 2, 0, 30), k=72, n=(16, 264), r=24, dtype=torch.float16, one_a=False, tensor_scaling=True),
+        Case(batch=2, length=128, k=16, n=(24,), r=72, dtype=torch.float16),
+    ],
+    ids=str,
+)
+def test_descriptors(case, prefer, hopper):
+    prefer("descriptors")
+    inputs = make_inputs(case)
+    assert_correct(inputs, "triton")
+    first, again = (results(lambda i: call(i, "triton"), inputs) for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@interpreted
+def test_descriptors_beyond_32_bits(prefer, hopper):
+    """More than 2³¹ elements between the first and the last row."""
+    prefer("descriptors")
+    inputs = make_inputs(Case(lengths=(9, 8), k=16, n=(24,), r=8, dtype=torch.float16), requires_grad=False)
+    try:
+        store = torch.empty(17 * 2**27, dtype=torch.float16)
+    except RuntimeError:
+        pytest.skip("no address space for 4.6 GB that are never touched")
+    rows = store.as_strided((17, 16), (2**27, 1))
+    rows.copy_(inputs.x)
+    assert torch.equal(call(replace(inputs, x=rows), "triton")[0], call(inputs, "triton")[0])
+
+
+@interpreted
+def test_tuning_times_descriptors_where_the_part_has_them(hopper):
+    """Both tiles, each once, as they are persistent already; and the rate of the faster one."""
+    ran = []
+
+    def clock(run):
+        ran.append(run.args)
+        run()
+        return 1.0
+
+    problem = Problem(6, 24, 40, 8, 2, 3, torch.float16, sample_b=True)
+    tune.measure_all(problem, torch.device("cpu"), clock)
+    assert [tile for name, tile in ran if name == "descriptors"] == list(descriptor_configs("sm_90"))
+    rates = tune.measure_rates(torch.device("cpu"), lambda run: run() is None or 1e-3)
+    assert 0 < rates["gemm_descriptors"] <= 1 and rates["fill_descriptors"] > 0
 
 
 FUSED = [

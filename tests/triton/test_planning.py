@@ -126,9 +126,18 @@ def test_few_launches_win_a_small_problem():
 def test_a_kernel_is_compiled_once_for_every_batch():
     """What `launch.BATCH_SIZES` names is not specialised: a packed batch is another every time."""
     triton = pytest.importorskip("triton")
-    from cora_kernels.backends.triton import decode, expand, launch, lowrank_gemm, outer, shrink, shrink_outer
+    from cora_kernels.backends.triton import (
+        decode,
+        descriptor_gemm,
+        expand,
+        launch,
+        lowrank_gemm,
+        outer,
+        shrink,
+        shrink_outer,
+    )
 
-    for module in (decode, expand, lowrank_gemm, outer, shrink, shrink_outer):
+    for module in (decode, descriptor_gemm, expand, lowrank_gemm, outer, shrink, shrink_outer):
         (kernel,) = [f for name, f in vars(module).items() if name == f"{module.__name__.split('.')[-1]}_kernel"]
         if isinstance(kernel, triton.JITFunction):
             free = {p.name for p in kernel.params if p.do_not_specialize}
@@ -312,6 +321,7 @@ def test_explain_says_why_the_others_lost(backend):
     assert {y.strategy, *(name for name, _ in y.others)} == {
         "one_pass",
         "two_kernels",
+        "descriptors",
         "separate",
         "decode",
         "concat",

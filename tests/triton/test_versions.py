@@ -17,9 +17,11 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = ("3.2.0", "3.5.1", "3.9.0")
+DESCRIPTOR_VERSIONS = ("3.4.0", "3.6.0", "3.9.0")
 RANKS = (1, 3, 4, 8, 12, 16, 24, 40, 64)
 # Of one block, on sm_86, sm_89 and sm_120, which are served with the tiles of sm_80; and on sm_90.
 SHARED = {"sm_80": 101376, "sm_90": 232448}
+DESCRIPTOR_RANKS = (8, 16, 24, 40, 64, 128)
 slow = pytest.mark.slow
 
 
@@ -60,16 +62,45 @@ def fetched(version: str) -> Path:
 )
 def test_every_kernel_compiles(version, arch, ranks):
     """Without spills, in the shared memory that the part has, and with loads as wide as the strides allow."""
-    command = [sys.executable, "tests/triton/matrix.py", arch, *map(str, ranks)]
-    paths = os.pathsep.join([str(fetched(version)), str(ROOT)])
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
-    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-500:]}\n{done.stderr[-3000:]}"
-    version_line, *entries = map(json.loads, done.stdout.splitlines())
-    assert version_line == {"triton": version} and len(entries) >= 30 * len(ranks)
+    entries = _matrix(version, arch, *ranks)
+    assert len(entries) >= 30 * len(ranks)
     for found in entries:
         assert found["spills"] == 0, found
         assert found["shared"] <= SHARED[arch], found
         assert found["narrowest"] >= found["possible"], found
+
+
+def _matrix(version: str, *arguments: object) -> list[dict]:
+    """What tests/triton/matrix.py prints by this Triton."""
+    command = [sys.executable, "tests/triton/matrix.py", *map(str, arguments)]
+    paths = os.pathsep.join([str(fetched(version)), str(ROOT)])
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-500:]}\n{done.stderr[-3000:]}"
+    version_line, *entries = map(json.loads, done.stdout.splitlines())
+    assert version_line == {"triton": version}
+    return entries
+
+
+@slow
+@pytest.mark.parametrize("version", DESCRIPTOR_VERSIONS)
+@pytest.mark.parametrize("arch", ["sm_90", "sm_100"])
+def test_the_gemm_of_descriptors_compiles(version, arch):
+    """Without spills; wgmma or tcgen05 multiplies in its loops, and bulk copies are their only access to memory."""
+    entries = _matrix(version, "descriptors", arch, *DESCRIPTOR_RANKS)
+    assert len(entries) >= 6 * len(DESCRIPTOR_RANKS)
+    for found in entries:
+        assert found["spills"] == 0 and found["shared"] <= SHARED["sm_90"], found
+        assert len(found["loops"]) == 2, "the depth, and the steps of the rank"
+        for instructions, copies, others in found["loops"]:
+            assert instructions and copies >= 2 and others == [], found
+
+
+@pytest.mark.parametrize("version", [(3, 3), (3, 4), None])
+def test_descriptors_are_of_triton_3_4(version, monkeypatch):
+    from cora_kernels.planning import versions
+
+    monkeypatch.setattr(versions, "triton_version", lambda: version)
+    assert versions.has_descriptors() == (version != (3, 3))
 
 
 @pytest.mark.parametrize("version", [(3, 5), (3, 6), None])
@@ -81,6 +112,8 @@ def test_before_triton_3_6_tiles_leave_registers(version, monkeypatch):
     for arch in ("sm_80", "sm_90", "sm_100", "gfx942"):
         found = tile_sizes.gemm_configs(arch, torch.bfloat16, one_pass=False)
         all_tiles = tile_sizes.vendor_gemm_tiles(arch, torch.bfloat16)
+        described = tile_sizes.descriptor_configs(arch)
+        assert len(described) == {"sm_90": 2, "sm_100": 1 if version == (3, 5) else 2}.get(arch, 0)
         if version == (3, 5):
             assert [(c.BM, c.BN) for c in found] == [(c.BM, c.BN) for c in all_tiles[1:]]
             assert all(c.BM * c.BN <= 64 * 32 * c.num_warps for c in found)

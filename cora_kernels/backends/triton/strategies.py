@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cora_kernels.backends.triton.decode import decode
+from cora_kernels.backends.triton.descriptor_gemm import descriptor_gemm
 from cora_kernels.backends.triton.expand import expand
 from cora_kernels.backends.triton.lowrank_gemm import lowrank_gemm, lowrank_gemm_one_pass
 from cora_kernels.backends.triton.outer import outer as launch_outer
@@ -135,5 +136,7 @@ def _low_rank(
         s = shrink([x], [a], scaling, segments)
     if plan.strategy == "two_kernels" and config is not None:
         return lowrank_gemm(x, w, s, b, segments, config, bias, y), s
+    if plan.strategy == "descriptors" and config is not None:
+        return descriptor_gemm(x, w, s, b, segments, config, bias, y), s
     y = expand(s, b, segments, x.new_empty(x.shape[0], w.shape[1]) if y is None else y, bias, add)
     return y.addmm_(x, w), s
