@@ -28,6 +28,7 @@ TORCH_LIBRARY(cora_kernels, m) {
   m.def("cpu_rms_norm_backward(Tensor g, Tensor x, Tensor weight, Tensor scales) -> Tensor");
   m.def("cpu_silu_gate(Tensor gate, Tensor up) -> Tensor");
   m.def("cpu_silu_gate_backward(Tensor g, Tensor gate, Tensor up) -> (Tensor, Tensor)");
+  m.def("cpu_rotary(Tensor x, Tensor cos, Tensor sin, bool backward) -> Tensor");
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

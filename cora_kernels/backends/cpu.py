@@ -94,6 +94,11 @@ def silu_gate_backward(g: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
     return torch.ops.cora_kernels.cpu_silu_gate_backward.default(g, gate, up)
 
 
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, backward: bool) -> Tensor:
+    """x [B, T, H, D] rotated by cos and sin [1 or B, T, D]; or dx of its gradient."""
+    return torch.ops.cora_kernels.cpu_rotary.default(x, cos, sin, backward)
+
+
 def _fake_attention(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(2, q.shape[1], q.shape[0], dtype=torch.float32)
 
@@ -116,3 +121,4 @@ if extension.loaded:
     torch.library.register_fake(
         "cora_kernels::cpu_silu_gate_backward", lambda g, gate, up: (torch.empty_like(gate), torch.empty_like(gate))
     )
+    torch.library.register_fake("cora_kernels::cpu_rotary", lambda x, cos, sin, backward: x.new_empty(x.shape))
