@@ -7,11 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cora_kernels import dispatch
 from cora_kernels.backends import cpu
-from cora_kernels.checks import has_tangent, plain, transform
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from cora_kernels.checks import plain
+from cora_kernels.dispatch import KERNEL_DTYPES, cpu_serves
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -26,10 +24,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"weight must be {list(x.shape[-1:])}, as the last dimension of x, got {list(weight.shape)}")
-    if _served(x, weight) and not (torch.is_grad_enabled() and weight.requires_grad):
+    if cpu_serves(x, weight) and not (torch.is_grad_enabled() and weight.requires_grad):
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         return _RMSNorm.apply(rows, weight.contiguous(), eps).view(x.shape)
-    wide = x.to(torch.float32) if x.dtype in _DTYPES else x
+    wide = x.to(torch.float32) if x.dtype in KERNEL_DTYPES else x
     return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
@@ -43,7 +41,7 @@ def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
     """
     if gate.shape != up.shape:
         raise ValueError(f"up must be {list(gate.shape)}, as gate, got {list(up.shape)}")
-    if _served(gate, up):
+    if cpu_serves(gate, up):
         return _SiluGate.apply(gate.contiguous(), up.contiguous())
     return F.silu(gate) * up
 
@@ -67,7 +65,7 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
         raise ValueError(f"cos must be [{batch} or 1, {length}, {width}] to suit q, got {list(cos.shape)}")
     if sin.shape != cos.shape:
         raise ValueError(f"sin must be {list(cos.shape)}, as cos, got {list(sin.shape)}")
-    if _served(q, k, cos, sin) and not (torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad)):
+    if cpu_serves(q, k, cos, sin) and not (torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad)):
         cos, sin = cos.contiguous(), sin.contiguous()
         return _Rotary.apply(q, cos, sin), _Rotary.apply(k, cos, sin)
     cos, sin = cos[:, None], sin[:, None]
@@ -77,17 +75,6 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
 def _half_turned(x: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     return torch.cat((-x[..., half:], x[..., :half]), -1)
-
-
-def _served(*tensors: Tensor) -> bool:
-    """Whether the kernels compute with these: plain tensors of one dtype on a CPU, and nobody watches."""
-    if torch.compiler.is_compiling() or dispatch.asked(None) not in (None, "cpu") or cpu.availability() is not None:
-        return False
-    kinds = all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors)
-    dtype = tensors[0].dtype
-    if not kinds or dtype not in _DTYPES or any(t.dtype != dtype for t in tensors) or torch.is_autocast_enabled("cpu"):
-        return False
-    return transform() is None and not has_tangent(*tensors) and not torch.jit.is_tracing()
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -17,6 +17,7 @@ TORCH_LIBRARY(cora_kernels, m) {
   m.def(
       "cpu_backward_input(Tensor[] gs, Tensor[] weights, Tensor[] lora_as, Tensor[] lora_bs, Tensor? scales, "
       "float scaling, Tensor? cu_seqlens, SymInt batch, int n_a, Tensor[] ds) -> Tensor[]");
+  m.def("cpu_linear(Tensor x, Tensor weight, Tensor? bias, bool transposed) -> Tensor");
   m.def("cpu_outer(Tensor u, Tensor v, Tensor? cu_seqlens, SymInt batch, bool per_sample, ScalarType dtype) -> Tensor");
   m.def(
       "cpu_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, Tensor? parents, float scale) -> "

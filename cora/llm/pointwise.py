@@ -1,5 +1,5 @@
-"""The norms, MLPs and position embeddings of Llama's kind, by kernels that read a row once where torch's operators read
-it often."""
+"""What a patched model has beside its adapted linears, by kernels: the norms, MLPs and position embeddings of Llama's
+kind, which read a row once where torch's operators read it often, and the other linears."""
 
 from collections.abc import Callable
 from types import FunctionType
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cora.llm.calls import Calls
+from cora_kernels.frozen_linear import frozen_linear
 from cora_kernels.pointwise import rms_norm, rotary, silu_gate
 
 # Architectures whose norm is weight · x / sqrt(mean(x²) + eps), whose MLP is down(silu(gate(x)) · up(x)) and whose
@@ -19,8 +20,8 @@ _ROTARY = "apply_rotary_pos_emb"
 
 
 class Pointwise:
-    """The norms, MLPs and attentions of a patched `base`, until `remove`: the same modules, of a subclass with another
-    forward.
+    """The norms, MLPs, attentions and linears of a patched `base`, until `remove`: the same modules, of a subclass with
+    another forward.
 
     A forward without deltas is the base model's own, bit for bit; so are models of other architectures.
     """
@@ -67,6 +68,10 @@ def _norm(module: Any, hidden_states: Tensor) -> Tensor:
     return rms_norm(hidden_states, module.weight, module.variance_epsilon)
 
 
+def _linear(module: Any, input: Tensor) -> Tensor:
+    return frozen_linear(input, module.weight, module.bias)
+
+
 def _mlp(module: Any, x: Tensor) -> Tensor:
     out: Tensor = module.down_proj(silu_gate(module.gate_proj(x), module.up_proj(x)))
     return out
@@ -93,4 +98,5 @@ _FORWARDS: dict[str, Callable[[Any], Callable[..., Any] | None]] = {
     "RMSNorm": lambda kind: _norm,
     "MLP": lambda kind: _mlp,
     "Attention": _attention,
+    "Linear": lambda kind: _linear if kind is nn.Linear else None,
 }
