@@ -104,7 +104,7 @@ def summary(run: dict[str, Any]) -> str:
         peer = row.fastest_peer or ""
         behind = row.medians[row.ours or ""] / row.medians[peer]
         parts.append(f"* not first: {row.info['shape']} ({row.info['kind']}): {peer}, ours {behind:.2f} × its time")
-    parts.append(_models(run))
+    parts += [_models(run), _shares(run)]
     if cora["gpu"] == "none":
         parts.append("GPU results are absent: nobody has run this on one yet. `make bench` on a GPU writes them.")
     return "\n\n".join(part for part in parts if part)
@@ -207,6 +207,21 @@ def _models(run: dict[str, Any]) -> str:
     head = ["SmolLM2-135M bf16", "way", "time", "tokens/s", "over frozen", "peak memory beyond the model", "spread"]
     prompts = models(run)[0].info["case"].partition("bf16, ")[2]
     return f"{prompts}:\n\n" + _table(head, body)
+
+
+def _shares(run: dict[str, Any]) -> str:
+    """Where the step and the scoring batch spend their time."""
+    entries = (row.entries.get("ours", {}) for row in models(run))
+    found = {
+        f"{entry['what']}, {entry['shares']['dtype']}": entry["shares"]["over"]
+        for entry in entries
+        if "shares" in entry
+    }
+    if not found:
+        return ""
+    kinds = next(iter(found.values()))
+    body = [[kind, *(f"{over[kind]:.2f}" for over in found.values())] for kind in kinds]
+    return "Time of ours over that of torch's products of all linears:\n\n" + _table(["", *found], body)
 
 
 def _absences(run: dict[str, Any]) -> str:

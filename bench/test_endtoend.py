@@ -9,6 +9,7 @@ import torch
 from bench.endtoend import BATCH, CONTESTANTS, LONGEST, SHORTEST, WHAT, Setting, three_ways
 from bench.harness import CpuClock, CudaClock, Outcome, interleaved
 from bench.memory import measured
+from bench.shares import chosen, over_products
 
 Times = Callable[[str], tuple[dict[str, Outcome], int]]
 
@@ -39,7 +40,7 @@ def times(problem_of: Callable[..., str | None]) -> Times:
 def test_endtoend(what: str, name: str, times: Times, record: Callable[..., None]) -> None:
     outcomes, tokens = times(what)
     memory: dict[str, Any] = measured({"what": what, "contestant": name})
-    info = {
+    info: dict[str, Any] = {
         "kind": "endtoend",
         "case": f"{what}, SmolLM2-135M bf16, {BATCH} prompts of {SHORTEST} to {LONGEST} tokens",
         "what": what,
@@ -49,4 +50,8 @@ def test_endtoend(what: str, name: str, times: Times, record: Callable[..., None
         "tokens": tokens,
         "memory": memory,
     }
+    if name == "ours" and not torch.cuda.is_available():
+        setting = chosen(Setting.make("cpu"))
+        over = over_products(setting, what, CpuClock(), 3)
+        info["shares"] = {"dtype": str(setting.dtype).removeprefix("torch."), "over": over}
     record(outcomes[name], info, name == "ours")

@@ -5,11 +5,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.nn import Parameter
 
 from cora_kernels.backends import cpu, extension
+from cora_kernels.checks import has_tangent, transform
 from cora_kernels.operands import Operands
+
+# Of what the CPU's kernels compute with.
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 # Import statements, one function each: the backends that import more than torch, or seldom serve, load on first use,
@@ -135,6 +141,18 @@ def select(name: str | None, x: Tensor, operands: Operands) -> ModuleType:
             if backend is cpu and not is_compiling():
                 extension.warn_of_fallback()
     raise AssertionError("the chain serves every call")
+
+
+def cpu_serves(*tensors: Tensor) -> bool:
+    """Whether the CPU's kernels compute with these: plain tensors of one of their dtypes, and nobody watches."""
+    if is_compiling() or asked(None) not in (None, "cpu") or cpu.availability() is not None:
+        return False
+    kinds = all(type(t) in (Tensor, Parameter) and t.device.type == "cpu" for t in tensors)
+    dtype = tensors[0].dtype
+    if not kinds or dtype not in KERNEL_DTYPES or any(t.dtype != dtype for t in tensors):
+        return False
+    watched = torch.is_autocast_enabled("cpu") or torch.jit.is_tracing()
+    return not watched and transform() is None and not has_tangent(*tensors)
 
 
 def _reasons(backend: ModuleType, x: Tensor, operands: Operands) -> list[str]:

@@ -1,4 +1,4 @@
-"""What lies between the linears of a language model: the norm of Llama's kind and the gate of its MLP."""
+"""What lies between the linears of a language model: Llama's norm, the gate of its MLP, rotary position embeddings."""
 
 from typing import Any
 
@@ -7,11 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cora_kernels import dispatch
 from cora_kernels.backends import cpu
-from cora_kernels.checks import has_tangent, plain, transform
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from cora_kernels.checks import plain
+from cora_kernels.dispatch import KERNEL_DTYPES, cpu_serves
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -26,10 +24,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"weight must be {list(x.shape[-1:])}, as the last dimension of x, got {list(weight.shape)}")
-    if _served(x, weight) and not (torch.is_grad_enabled() and weight.requires_grad):
+    if cpu_serves(x, weight) and not (torch.is_grad_enabled() and weight.requires_grad):
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         return _RMSNorm.apply(rows, weight.contiguous(), eps).view(x.shape)
-    wide = x.to(torch.float32) if x.dtype in _DTYPES else x
+    wide = x.to(torch.float32) if x.dtype in KERNEL_DTYPES else x
     return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
@@ -43,20 +41,40 @@ def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
     """
     if gate.shape != up.shape:
         raise ValueError(f"up must be {list(gate.shape)}, as gate, got {list(up.shape)}")
-    if _served(gate, up):
+    if cpu_serves(gate, up):
         return _SiluGate.apply(gate.contiguous(), up.contiguous())
     return F.silu(gate) * up
 
 
-def _served(*tensors: Tensor) -> bool:
-    """Whether the kernels compute with these: plain tensors of one dtype on a CPU, and nobody watches."""
-    if torch.compiler.is_compiling() or dispatch.asked(None) not in (None, "cpu") or cpu.availability() is not None:
-        return False
-    kinds = all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors)
-    dtype = tensors[0].dtype
-    if not kinds or dtype not in _DTYPES or any(t.dtype != dtype for t in tensors) or torch.is_autocast_enabled("cpu"):
-        return False
-    return transform() is None and not has_tangent(*tensors) and not torch.jit.is_tracing()
+def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """(a, b) -> (a∘c₁ − b∘s₁, b∘c₂ + a∘s₂): every head of q and of k turned by its token's position.
+
+    (a, b) are the halves of a head, (c₁, c₂) those of the token's row of cos, (s₁, s₂) of sin. q: [B, H, T, D]; k:
+    [B, G, T, D], of any float dtype and any strides; cos, sin: [B, T, D], or [1, T, D] for all samples. Returns both,
+    shaped like q and k. Differentiable in q and k; in cos and sin where they ask for it. On a CPU a kernel reads each
+    from memory once and rounds once; else torch's operators serve.
+
+    Raises ValueError for shapes that do not fit. Source: Su et al., RoFormer, 2021, arXiv 2104.09864.
+    """
+    batch, _, length, width = q.shape if q.dim() == 4 else (0, 0, 0, 0)
+    if q.dim() != 4 or width % 2:
+        raise ValueError(f"q must be [B, H, T, D], D even, got {list(q.shape)}")
+    if k.dim() != 4 or (k.shape[0], *k.shape[2:]) != (batch, length, width):
+        raise ValueError(f"k must be [{batch}, G, {length}, {width}] to suit q, got {list(k.shape)}")
+    if cos.dim() != 3 or cos.shape[0] not in (1, batch) or cos.shape[1:] != (length, width):
+        raise ValueError(f"cos must be [{batch} or 1, {length}, {width}] to suit q, got {list(cos.shape)}")
+    if sin.shape != cos.shape:
+        raise ValueError(f"sin must be {list(cos.shape)}, as cos, got {list(sin.shape)}")
+    if cpu_serves(q, k, cos, sin) and not (torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad)):
+        cos, sin = cos.contiguous(), sin.contiguous()
+        return _Rotary.apply(q, cos, sin), _Rotary.apply(k, cos, sin)
+    cos, sin = cos[:, None], sin[:, None]
+    return q * cos + _half_turned(q) * sin, k * cos + _half_turned(k) * sin
+
+
+def _half_turned(x: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return torch.cat((-x[..., half:], x[..., :half]), -1)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -82,3 +100,22 @@ class _SiluGate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
         return cpu.silu_gate_backward(plain(g, "grad_outputs").contiguous(), *ctx.saved_tensors)
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _turned(plain(g, "grad_outputs"), cos, sin, True), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, backward: bool) -> Tensor:
+    rows = x.transpose(1, 2)
+    # What comes from a linear has the heads of a row side by side, and so has the result.
+    return cpu.rotary(rows if rows.stride(-1) == 1 else rows.contiguous(), cos, sin, backward).transpose(1, 2)

@@ -17,6 +17,7 @@ TORCH_LIBRARY(cora_kernels, m) {
   m.def(
       "cpu_backward_input(Tensor[] gs, Tensor[] weights, Tensor[] lora_as, Tensor[] lora_bs, Tensor? scales, "
       "float scaling, Tensor? cu_seqlens, SymInt batch, int n_a, Tensor[] ds) -> Tensor[]");
+  m.def("cpu_linear(Tensor x, Tensor weight, Tensor? bias, bool transposed) -> Tensor");
   m.def("cpu_outer(Tensor u, Tensor v, Tensor? cu_seqlens, SymInt batch, bool per_sample, ScalarType dtype) -> Tensor");
   m.def(
       "cpu_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, Tensor? parents, float scale) -> "
@@ -28,6 +29,7 @@ TORCH_LIBRARY(cora_kernels, m) {
   m.def("cpu_rms_norm_backward(Tensor g, Tensor x, Tensor weight, Tensor scales) -> Tensor");
   m.def("cpu_silu_gate(Tensor gate, Tensor up) -> Tensor");
   m.def("cpu_silu_gate_backward(Tensor g, Tensor gate, Tensor up) -> (Tensor, Tensor)");
+  m.def("cpu_rotary(Tensor x, Tensor cos, Tensor sin, bool backward) -> Tensor");
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

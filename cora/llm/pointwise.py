@@ -1,21 +1,27 @@
-"""The norms and MLPs of Llama's kind, by kernels that read a row once where operators of torch read it often."""
+"""What a patched model has beside its adapted linears, by kernels: the norms, MLPs and position embeddings of Llama's
+kind, which read a row once where torch's operators read it often, and the other linears."""
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cora.llm.calls import Calls
-from cora_kernels.pointwise import rms_norm, silu_gate
+from cora_kernels.frozen_linear import frozen_linear
+from cora_kernels.pointwise import rms_norm, rotary, silu_gate
 
-# Architectures whose norm is weight · x / sqrt(mean(x²) + eps) and whose MLP is down(silu(gate(x)) · up(x)): those that
-# the tests compare.
+# Architectures whose norm is weight · x / sqrt(mean(x²) + eps), whose MLP is down(silu(gate(x)) · up(x)) and whose
+# attention turns whole heads, half by half: those that the tests compare.
 _ARCHITECTURES = ("granite", "llama", "mistral", "qwen2", "qwen3", "smollm3")
+# What their attention calls to turn queries and keys: a function of the module that defines it.
+_ROTARY = "apply_rotary_pos_emb"
 
 
 class Pointwise:
-    """The norms and MLPs of a patched `base`, until `remove`: the same modules, of a subclass with another forward.
+    """The norms, MLPs, attentions and linears of a patched `base`, until `remove`: the same modules, of a subclass with
+    another forward.
 
     A forward without deltas is the base model's own, bit for bit; so are models of other architectures.
     """
@@ -29,12 +35,14 @@ class Pointwise:
         module: Any
         for module in base.modules():
             kind: type[nn.Module] = type(module)
-            ours = next((one for end, one in _FORWARDS.items() if kind.__name__.endswith(end)), None)
             # A forward that was replaced for this module, by offloading say, is not bypassed.
-            if ours is None or "forward" in vars(module):
+            if "forward" in vars(module):
                 continue
             if kind not in made:
-                made[kind] = _with_forward(kind, ours)
+                ours = next((one(kind) for end, one in _FORWARDS.items() if kind.__name__.endswith(end)), None)
+                made[kind] = kind if ours is None else _with_forward(kind, ours)
+            if made[kind] is kind:
+                continue
             self._replaced.append((module, kind))
             module.__class__ = made[kind]
             # Where a copy of the model finds its own calls, as the patched linears do.
@@ -47,17 +55,21 @@ class Pointwise:
         self._replaced = []
 
 
-def _with_forward(kind: Any, ours: Callable[[Any, Tensor], Tensor]) -> type[nn.Module]:
-    def forward(module: Any, x: Tensor) -> Tensor:
+def _with_forward(kind: Any, ours: Callable[..., Any]) -> type[nn.Module]:
+    def forward(module: Any, *args: Any, **kwargs: Any) -> Any:
         call = module.cora_calls.current()
-        out: Tensor = ours(module, x) if call is not None and call.deltas else kind.forward(module, x)
-        return out
+        own = ours if call is not None and call.deltas else kind.forward
+        return own(module, *args, **kwargs)
 
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
-def _norm(module: Any, x: Tensor) -> Tensor:
-    return rms_norm(x, module.weight, module.variance_epsilon)
+def _norm(module: Any, hidden_states: Tensor) -> Tensor:
+    return rms_norm(hidden_states, module.weight, module.variance_epsilon)
+
+
+def _linear(module: Any, input: Tensor) -> Tensor:
+    return frozen_linear(input, module.weight, module.bias)
 
 
 def _mlp(module: Any, x: Tensor) -> Tensor:
@@ -65,4 +77,26 @@ def _mlp(module: Any, x: Tensor) -> Tensor:
     return out
 
 
-_FORWARDS = {"RMSNorm": _norm, "MLP": _mlp}
+def _turned(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    return rotary(q, k, cos, sin)
+
+
+def _attention(kind: Any) -> Callable[..., Any] | None:
+    """The forward of this attention, with another function by the name of the one that turns queries and keys; None
+    where it calls none by that name."""
+    forward = kind.forward
+    if not isinstance(forward, FunctionType) or _ROTARY not in forward.__code__.co_names:
+        return None
+    names = forward.__globals__ | {_ROTARY: _turned}
+    ours = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    ours.__kwdefaults__ = forward.__kwdefaults__
+    return ours
+
+
+# From the end of a class's name and the class to another forward, if there is one.
+_FORWARDS: dict[str, Callable[[Any], Callable[..., Any] | None]] = {
+    "RMSNorm": lambda kind: _norm,
+    "MLP": lambda kind: _mlp,
+    "Attention": _attention,
+    "Linear": lambda kind: _linear if kind is nn.Linear else None,
+}

@@ -75,6 +75,21 @@ def attention_backward(
     return torch.ops.cora_kernels.cpu_attention_backward.default(g, q, k, v, sums, cu_seqlens, parents, scale)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    """x [M, K] · weightᵀ + bias; or transposed, x [M, N] · weight."""
+    return torch.ops.cora_kernels.cpu_linear.default(x, weight, bias, transposed)
+
+
+def multiplies_faster(rows: int, dtype: torch.dtype) -> bool:
+    """Whether a product of so many rows with a frozen weight is faster here than torch's, W packed in the call.
+
+    In fp32 it takes 0.85 to 0.98 of torch's time with AVX2 and 0.45 to 0.56 with AVX-512, from 256 rows on, and as long
+    with 128 and AVX2; in bf16, where the processor has no instruction for it, half. Where it has one, torch is as fast.
+    """
+    native = dtype != torch.float32 and extension._C.cpu_isa() not in ("avx2", "avx512")
+    return rows >= 128 and not native
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """y [M, N]; and the scale of each row, fp32 [M], which the backward needs."""
     return torch.ops.cora_kernels.cpu_rms_norm.default(x, weight, eps)
@@ -94,12 +109,21 @@ def silu_gate_backward(g: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
     return torch.ops.cora_kernels.cpu_silu_gate_backward.default(g, gate, up)
 
 
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, backward: bool) -> Tensor:
+    """x [B, T, H, D] rotated by cos and sin [1 or B, T, D]; or dx of its gradient."""
+    return torch.ops.cora_kernels.cpu_rotary.default(x, cos, sin, backward)
+
+
 def _fake_attention(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(2, q.shape[1], q.shape[0], dtype=torch.float32)
 
 
 def _fake_attention_backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _fake_linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1 if transposed else 0])
 
 
 def _fake_rms_norm(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
@@ -110,9 +134,11 @@ if extension.loaded:
     extension.register_fakes("cpu")
     torch.library.register_fake("cora_kernels::cpu_attention", _fake_attention)
     torch.library.register_fake("cora_kernels::cpu_attention_backward", _fake_attention_backward)
+    torch.library.register_fake("cora_kernels::cpu_linear", _fake_linear)
     torch.library.register_fake("cora_kernels::cpu_rms_norm", _fake_rms_norm)
     torch.library.register_fake("cora_kernels::cpu_rms_norm_backward", lambda g, x, weight, scales: torch.empty_like(x))
     torch.library.register_fake("cora_kernels::cpu_silu_gate", lambda gate, up: torch.empty_like(gate))
     torch.library.register_fake(
         "cora_kernels::cpu_silu_gate_backward", lambda g, gate, up: (torch.empty_like(gate), torch.empty_like(gate))
     )
+    torch.library.register_fake("cora_kernels::cpu_rotary", lambda x, cos, sin, backward: x.new_empty(x.shape))

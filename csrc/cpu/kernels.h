@@ -65,6 +65,10 @@ struct Kernels {
   void (*silu_gate)(const void* gate, const void* up, Dtype dtype, int64_t n, void* out);
   void (*silu_gate_backward)(const void* g, const void* gate, const void* up, Dtype dtype, int64_t n, void* dgate,
                              void* dup);
+  // y = (a∘c₁ − b∘s₁, b∘c₂ + a∘s₂) of every head (a, b) of a row x, `half` wide each, of cos (c₁, c₂) and sin (s₁, s₂);
+  // or, backward, dx of its gradient. The heads of y lie one after another.
+  void (*rotary)(const void* x, int64_t head_stride, const void* cos, const void* sin, Dtype dtype, int64_t heads,
+                 int64_t half, bool backward, void* y);
 };
 
 // The best table this machine runs, or the one named, or null: "avx2", "avx512", "avx512_bf16", "amx".

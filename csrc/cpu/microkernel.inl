@@ -331,5 +331,6 @@ constexpr Kernels table(const char* name) {
           rms_norm,
           rms_norm_backward,
           silu_gate,
-          silu_gate_backward};
+          silu_gate_backward,
+          rotary};
 }

@@ -66,6 +66,13 @@ struct Call {
     return term;
   }
 
+  const float* bias(const OptionalTensor& bias, int64_t cols) {
+    if (!bias) return nullptr;
+    TORCH_CHECK(bias->dim() == 1 && bias->size(0) == cols, "bias must be [", cols, "], got ", bias->sizes());
+    // The dispatcher makes tensors and lists of them plain, but not a list of optional ones.
+    return keep(plain("bias", *bias).to(at::kFloat).contiguous()).const_data_ptr<float>();
+  }
+
   // Adds S [rows, rank], to be computed from terms, or the one given, and returns it.
   Tensor add_shrink(std::vector<ShrinkTerm> terms, int64_t rank, const Tensor& given) {
     const int64_t rows = gemm.segments.rows;
@@ -113,12 +120,7 @@ Tensors forward(const Tensor& x, at::TensorList weights, at::TensorList lora_as,
     const int a = lora_as.size() == 1 ? 0 : j;
     check_matrix("weight", weights[j], cols, x.size(1));
     check_factor("lora_b", lora_bs[j], batch, call.gemm.shrinks[a].rank, cols);
-    const float* bias = nullptr;
-    if (const OptionalTensor& b = biases.get(j)) {
-      TORCH_CHECK(b->dim() == 1 && b->size(0) == cols, "bias must be [", cols, "], got ", b->sizes());
-      // The dispatcher makes tensors and lists of them plain, but not a list of optional ones.
-      bias = call.keep(plain("bias", *b).to(at::kFloat).contiguous()).const_data_ptr<float>();
-    }
+    const float* bias = call.bias(biases.get(j), cols);
     out.push_back(at::empty({x.size(0), cols}, x.options()));
     call.gemm.outputs.push_back(
         {out.back().mutable_data_ptr(), cols, bias, {call.base(0, weights[j], false)}, {{a, matrix_of(lora_bs[j])}}});
@@ -174,6 +176,20 @@ Tensors backward_input(at::TensorList gs, at::TensorList weights, at::TensorList
   }
   run(call.gemm, kernels());
   if (given.empty()) out.insert(out.end(), dss.begin(), dss.end());
+  return out;
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool transposed) {
+  TORCH_CHECK(weight.dim() == 2, "weight must be [N, K], got ", weight.sizes());
+  const int64_t cols = weight.size(transposed ? 1 : 0);
+  check_rows("x", x, x.size(0), weight.size(transposed ? 0 : 1));
+  check_dtype("weight", weight, x.scalar_type());
+  Call call(x, std::nullopt, 1., std::nullopt, 1);
+  call.gemm.operands.push_back(rows_of(x));
+  const Tensor out = at::empty({x.size(0), cols}, x.options());
+  call.gemm.outputs.push_back(
+      {out.mutable_data_ptr(), cols, call.bias(bias, cols), {call.base(0, weight, transposed)}, {}});
+  run(call.gemm, kernels());
   return out;
 }
 
@@ -271,6 +287,7 @@ TORCH_LIBRARY_IMPL(cora_kernels, CPU, m) {
   m.impl("cpu_shrink", &shrink);
   m.impl("cpu_forward", &forward);
   m.impl("cpu_backward_input", &backward_input);
+  m.impl("cpu_linear", &linear);
   m.impl("cpu_outer", &outer);
   m.impl("cpu_attention", &attention);
   m.impl("cpu_attention_backward", &attention_backward);

@@ -26,6 +26,9 @@ Tensors backward_input(at::TensorList gs, at::TensorList weights, at::TensorList
                        const OptionalTensor& scales, double scaling, const OptionalTensor& cu_seqlens, int64_t batch,
                        int64_t n_a, at::TensorList given);
 
+// x·weightᵀ + bias, or transposed, x·weight.
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, bool transposed);
+
 at::Tensor outer(const at::Tensor& u, const at::Tensor& v, const OptionalTensor& cu_seqlens, int64_t batch,
                  bool per_sample, at::ScalarType dtype);
 

@@ -1,5 +1,6 @@
-// What lies between the products of a language model: the norm of rows, and the gate of an MLP. Operators would each
-// read and write all of memory, in fp32 where the numbers are in bf16; here a row is read once or twice, from cache.
+// What lies between the products of a language model: the norm of rows, the gate of an MLP, the rotation of queries and
+// keys by their position. Operators would each read and write all of memory, in fp32 where the numbers are in bf16;
+// here a row is read once or twice, from cache.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -108,11 +109,35 @@ std::tuple<Tensor, Tensor> silu_gate_backward(const Tensor& g, const Tensor& gat
   return {dgate, dup};
 }
 
+Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, bool backward) {
+  TORCH_CHECK(x.dim() == 4 && x.size(3) % 2 == 0 && (x.stride(3) == 1 || x.numel() == 0),
+              "x must be [batch, rows, heads, an even width] of unit inner stride, got ", x.sizes());
+  const int64_t rows = x.size(1), heads = x.size(2), width = x.size(3);
+  TORCH_CHECK(cos.dim() == 3 && (cos.size(0) == 1 || cos.size(0) == x.size(0)) && cos.size(1) == rows &&
+                  cos.size(2) == width && cos.is_contiguous(),
+              "cos must be contiguous [1 or ", x.size(0), ", ", rows, ", ", width, "], got ", cos.sizes());
+  check_dtype("cos", cos, x.scalar_type());
+  check_like("sin", sin, cos);
+  const Kernels& table = kernels();
+  const Tensor y = at::empty(x.sizes(), x.options());
+  for_rows(x.size(0) * rows, heads * width, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t offset = i / rows * x.stride(0) + i % rows * x.stride(1);
+      const int64_t angle = cos.size(0) == 1 ? i % rows : i;
+      table.rotary(static_cast<const char*>(x.const_data_ptr()) + offset * x.element_size(), x.stride(2),
+                   row_of(cos, angle), row_of(sin, angle), dtype_of(x), heads, width / 2, backward,
+                   static_cast<char*>(y.mutable_data_ptr()) + i * heads * width * x.element_size());
+    }
+  });
+  return y;
+}
+
 TORCH_LIBRARY_IMPL(cora_kernels, CPU, m) {
   m.impl("cpu_rms_norm", &rms_norm);
   m.impl("cpu_rms_norm_backward", &rms_norm_backward);
   m.impl("cpu_silu_gate", &silu_gate);
   m.impl("cpu_silu_gate_backward", &silu_gate_backward);
+  m.impl("cpu_rotary", &rotary);
 }
 
 }  // namespace cora::cpu

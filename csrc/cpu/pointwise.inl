@@ -97,3 +97,29 @@ inline void silu_gate_backward(const void* g, const void* gate, const void* up, 
                                void* dup) {
   with_dtype(dtype, [&](auto type) { silu_gate_backward_of<type>(g, gate, up, n, dgate, dup); });
 }
+
+template <Dtype dtype>
+void rotary_of(const void* x, int64_t head_stride, const void* cos, const void* sin, int64_t heads, int64_t half,
+               bool backward, void* y) {
+  const auto at = [](auto* p, int64_t elements) { return p + elements * size_of(dtype); };
+  const char *from = static_cast<const char*>(x), *c = static_cast<const char*>(cos),
+             *s = static_cast<const char*>(sin);
+  char* to = static_cast<char*>(y);
+  for (int64_t col = 0; col < half; col += kWidth) {
+    const Vec c_low = load_at<dtype>(c, col, half), c_high = load_at<dtype>(at(c, half), col, half);
+    const Vec s_low = mul(load_at<dtype>(s, col, half), set1(-1.f)), s_high = load_at<dtype>(at(s, half), col, half);
+    const Vec of_high = backward ? s_high : s_low, of_low = backward ? s_low : s_high;
+    for (int64_t head = 0; head < heads; ++head) {
+      const char* source = at(from, head * head_stride);
+      char* out = at(to, 2 * head * half);
+      const Vec low = load_at<dtype>(source, col, half), high = load_at<dtype>(at(source, half), col, half);
+      store_at<dtype>(out, col, half, fma(high, of_high, mul(low, c_low)));
+      store_at<dtype>(at(out, half), col, half, fma(low, of_low, mul(high, c_high)));
+    }
+  }
+}
+
+inline void rotary(const void* x, int64_t head_stride, const void* cos, const void* sin, Dtype dtype, int64_t heads,
+                   int64_t half, bool backward, void* y) {
+  with_dtype(dtype, [&](auto type) { rotary_of<type>(x, head_stride, cos, sin, heads, half, backward, y); });
+}

@@ -1,4 +1,5 @@
-"""Norms and MLPs by kernels: the same numbers on every architecture that has them, and the very same modules after."""
+"""Norms, MLPs, position embeddings and the other linears by kernels: the same numbers on every architecture that has
+them, and the very same modules after."""
 
 import copy
 from typing import Any
@@ -19,7 +20,7 @@ IDS = torch.tensor([[5, 9, 11, 3, 40, 7], [8, 8, 21, 30, 2, 4]])
 def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the functions that the modules call."""
     seen: list[str] = []
-    for name in ("rms_norm", "silu_gate"):
+    for name in ("rms_norm", "silu_gate", "rotary", "frozen_linear"):
         op = getattr(pointwise, name)
         monkeypatch.setattr(pointwise, name, lambda *a, op=op, name=name: (seen.append(name), op(*a))[1])
     return seen
@@ -31,8 +32,8 @@ def adapted() -> Calls:
     return Calls(Call({"some linear": delta}))
 
 
-def logits_and_gradient(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    embedded = model.get_input_embeddings()(IDS).detach().requires_grad_()
+def logits_and_gradient(model: Any, ids: torch.Tensor = IDS) -> tuple[torch.Tensor, torch.Tensor]:
+    embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
     logits = model(inputs_embeds=embedded).logits
     return logits.detach(), torch.autograd.grad(logits.square().sum(), embedded)[0]
 
@@ -50,13 +51,27 @@ def test_the_same_as_the_modules_have_it(
     with use_backend(backend):
         found = logits_and_gradient(model)
     norms = sum(kind.__name__.endswith("RMSNorm") for kind in kinds)
-    assert served.count("rms_norm") == norms >= 5 and served.count("silu_gate") == 2
+    assert served.count("rms_norm") == norms >= 5 and served.count("silu_gate") == served.count("rotary") == 2
+    assert served.count("frozen_linear") == kinds.count(torch.nn.Linear) == 15
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     handle.remove()
     assert [type(module) for module in model.modules()] == kinds
     for one, other in zip(logits_and_gradient(model), expected, strict=True):
         assert torch.equal(one, other)
+
+
+@needs_kernel
+def test_the_same_with_enough_tokens_for_the_products(make_base: Any) -> None:
+    model = make_base("llama").requires_grad_(False)
+    ids = IDS.repeat(12, 1)
+    expected = logits_and_gradient(model, ids)
+    Pointwise(model, adapted())
+    with torch.profiler.profile() as profile:
+        found = logits_and_gradient(model, ids)
+    assert [event.name for event in profile.events()].count("cora_kernels::cpu_linear") == 2 * 15
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("call", [None, Call({})])
@@ -105,6 +120,21 @@ def test_weights_that_are_trained_have_their_gradients(make_base: Any) -> None:
         found.append({name: one.grad for name, one in model.named_parameters()})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_an_attention_that_calls_another_function_is_left_alone(make_base: Any, served: list[str]) -> None:
+    model = make_base("llama").requires_grad_(False)
+    attention: Any = type(model.model.layers[0].self_attn)
+
+    class Attention(attention):
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+            return super().forward(hidden_states, **kwargs)
+
+    model.model.layers[0].self_attn.__class__ = Attention
+    Pointwise(model, adapted())
+    assert type(model.model.layers[0].self_attn) is Attention
+    assert model(IDS).logits.isfinite().all()
+    assert served.count("rotary") == 1
 
 
 @torch.no_grad()
