@@ -117,15 +117,16 @@ class CollaborativeEmbeddings:
 
     def guessed(self, ids: Ids) -> Tensor:
         """[n, d]: what stands for items taken for unknown: their guesses, the mean of those without one."""
-        mean = self.items.mean(0, keepdim=True)
+        mean = self.items.mean(0)
         if self.guesses is None:
             return mean.expand(len(ids), -1)
-        rows = self.guesses.rows
+        rows, vectors = self.guesses.rows, self.guesses.vectors
         rows.unknown(ids)  # The guess of an item nobody knows is the mean, which is warned of already.
-        return torch.cat([self.guesses.vectors, mean])[rows.lookup(ids)]
+        found = rows.lookup(ids)
+        return torch.where((found < len(vectors))[:, None], vectors[found.clamp(max=len(vectors) - 1)], mean)
 
-    def with_guesses(self, guesses: ItemGuesses) -> "CollaborativeEmbeddings":
-        """The same with these guesses."""
+    def with_guesses(self, guesses: ItemGuesses | None) -> "CollaborativeEmbeddings":
+        """The same with these guesses, or with none."""
         return CollaborativeEmbeddings(
             self.user_ids, self.item_ids, self.users, self.items, self.user_encoder, self.encoder_tensors, guesses
         )

@@ -49,12 +49,12 @@ def guessed_items(
         leverage = (left.square() * shrunk).sum(1, keepdim=True)
         return (weights * rest - left @ (shrunk[:, None] * inside)) / (1 - leverage).clamp(min=_TINY)
 
-    errors = [float(((one @ metric) * one).sum()) for one in map(without_itself, _STRENGTHS)]
-    strength = _STRENGTHS[int(np.argmin(errors))]
+    left_over = {strength: without_itself(strength) for strength in _STRENGTHS}
+    strength = min(left_over, key=lambda one: float(((left_over[one] @ metric) * left_over[one]).sum()))
     coefficients = scale[:, None] * (right.T @ ((sizes / (sizes.square() + strength))[:, None] * inside))
     from_text = torch.cat([coefficients, (centre - mean @ coefficients)[None]]).to(embeddings.items.dtype)
     vectors = ItemGuesses.of_texts(from_text, texts)
-    own = rest - without_itself(strength) / weights.clamp(min=_TINY)
+    own = rest - left_over[strength] / weights.clamp(min=_TINY)
     # An item of no rating has taken no part in the regression, and is guessed as it is.
     vectors[learned] = torch.where(weights > 0, (centre + own).to(vectors), vectors[learned])
     return ItemGuesses(list(item_ids), vectors, from_text)

@@ -77,17 +77,13 @@ def _mlp(module: Any, x: Tensor) -> Tensor:
     return out
 
 
-def _turned(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    return rotary(q, k, cos, sin)
-
-
 def _attention(kind: Any) -> Callable[..., Any] | None:
     """The forward of this attention, with another function by the name of the one that turns queries and keys; None
     where it calls none by that name."""
     forward = kind.forward
     if not isinstance(forward, FunctionType) or _ROTARY not in forward.__code__.co_names:
         return None
-    names = forward.__globals__ | {_ROTARY: _turned}
+    names = forward.__globals__ | {_ROTARY: rotary}
     ours = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
     ours.__kwdefaults__ = forward.__kwdefaults__
     return ours

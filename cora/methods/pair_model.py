@@ -95,7 +95,9 @@ class PairModel(MethodModel):
             if samples.unknown_items is not None:
                 items[samples.unknown_items] = len(self.embeddings.items)
         else:
-            items = self._guessed(samples, self.embeddings.vectors(*samples[:3], items)[1])
+            table = self.embeddings.item_table
+            items = table[self.embeddings.lookup_items(samples.item_ids)] if items is None else items.clone()
+            items = self._guessed(samples, items)
         if samples.unknown_users is not None:
             users[samples.unknown_users] = self._unknown(users, self.pairs.user_mean, len(self.embeddings.users))
         if samples.without_item is not None:
@@ -107,7 +109,7 @@ class PairModel(MethodModel):
         """e_i [B, d], in place of those of unknown items what the embeddings guess; what was given of an item stands
         unless it is taken for unknown."""
         unknown = self._unknown_items(samples) if samples.item_vectors is None else samples.unknown_items
-        if unknown is None:
+        if unknown is None or not bool(unknown.any()):
             return e_i
         guessed = self.embeddings.guessed(samples.item_ids)
         return torch.where(unknown.to(e_i.device)[:, None], guessed.to(e_i), e_i)

@@ -129,7 +129,7 @@ def collaborative_scores(
     if user_vectors is not None:
         scored["fold_in"] = embeddings.score(*pairs, user_vectors, item_vectors).float().numpy()
     if user_vectors is not None and embeddings.guesses is not None:
-        known = embeddings.has_items(pairs[1])[:, None]
-        told = torch.where(known, embeddings.vectors(*pairs, None, item_vectors)[1], embeddings.guessed(pairs[1]))
+        known, guessed = embeddings.has_items(pairs[1])[:, None], embeddings.guessed(pairs[1])
+        told = torch.where(known, embeddings.vectors(*pairs, user_vectors, item_vectors)[1], guessed)
         scored["titles"] = embeddings.score(*pairs, user_vectors, told).float().numpy()
     return scored

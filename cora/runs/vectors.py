@@ -43,7 +43,9 @@ def collaborative_vectors(prepared: PreparedData, run: RunFolder) -> Collaborati
     config = prepared.config
     if is_main() and not run.embeddings.is_file():
         if config.embeddings is not None:
-            embeddings = _of_trained_items(CollaborativeEmbeddings.load(config.embeddings), prepared.splits)
+            # Guesses in a file are of another run, which may have learned them from items that are new in this one.
+            given = CollaborativeEmbeddings.load(config.embeddings).with_guesses(None)
+            embeddings = _of_trained_items(given, prepared.splits)
         else:
             embeddings, result = _fitted(prepared)
             print(f"{config.collaborative}: valid AUC {result.valid_auc:.4f} after {result.best_epoch + 1} epochs")

@@ -74,6 +74,14 @@ def test_an_item_that_came_later_is_guessed_by_its_title(run: RunFolder, ratings
     assert alike.any() and np.allclose(both["titles"][alike], both["titles_old"][alike], atol=1e-5)
 
 
+def test_guesses_in_a_file_of_vectors_are_not_those_of_another_run(
+    run: RunFolder, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    told = changes | dict(embeddings=str(run.embeddings), new_items="mean")
+    train(RunConfig(**told), tmp_path / "run")
+    assert run.vectors().guesses is not None and RunFolder(tmp_path / "run").vectors().guesses is None
+
+
 def test_it_is_refused_for_too_few_items(changes: dict[str, Any], ratings: Path, tmp_path: Path) -> None:
     frame = pd.read_csv(ratings)
     frame[frame["item_id"].isin(frame["item_id"].unique()[:2])].to_csv(tmp_path / "few.csv", index=False)

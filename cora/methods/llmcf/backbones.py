@@ -195,8 +195,9 @@ class DIN(Backbone):
         is of the item alone is computed once for its whole past, and half as wide a product is left for the rest.
         """
         first, *rest = self.attention
-        of_item, of_past, of_difference, of_product = first.weight.chunk(4, 1)  # type: ignore[operator]
-        base = functional.linear(item, of_item + of_difference, first.bias)  # type: ignore[arg-type]
+        assert isinstance(first, nn.Linear)
+        of_item, of_past, of_difference, of_product = first.weight.chunk(4, 1)
+        base = functional.linear(item, of_item + of_difference, first.bias)
         read = torch.cat([history, item[:, None] * history], -1)
         hidden = functional.linear(read, torch.cat([of_past - of_difference, of_product], 1)) + base[:, None]
         for layer in rest:
