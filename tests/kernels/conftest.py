@@ -1,11 +1,12 @@
 """Backends and devices as fixtures: a new backend is tested from the day the dispatcher lists it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from cora_kernels import backends
+from cora_kernels.backends import cpu, extension
 from cora_kernels.dispatch import select
 from cora_kernels.testing import Inputs
 
@@ -28,6 +29,14 @@ def pytest_report_header() -> str:
 @pytest.fixture(params=_DEVICES)
 def device(request) -> str:
     return request.param
+
+
+@pytest.fixture(params=[] if cpu.availability() else extension._C.cpu_isas())
+def isa(request) -> Iterator[str]:
+    """An instruction set that the CPU's kernels run on meanwhile."""
+    extension._C.set_cpu_isa(request.param)
+    yield request.param
+    extension._C.set_cpu_isa(None)
 
 
 @pytest.fixture

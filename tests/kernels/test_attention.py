@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cora_kernels import backends, packed_attention, use_backend
-from cora_kernels.backends import cpu, extension
+from cora_kernels.backends import cpu
 from cora_kernels.testing import SHORT_NAMES, assert_by_rule
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
-ISAS = [] if cpu.availability() else extension._C.cpu_isas()
 needs_kernel = pytest.mark.skipif(cpu.availability() is not None, reason=f"cpu: {cpu.availability()}")
 
 
@@ -104,13 +103,6 @@ def assert_correct(tensors: Operands) -> None:
     for name, value in got.items():
         assert value.dtype == tensors[0].dtype
         assert_by_rule(name, value, exact[name], usual[name], value.dtype)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    extension._C.set_cpu_isa(request.param)
-    yield request.param
-    extension._C.set_cpu_isa(None)
 
 
 @needs_kernel

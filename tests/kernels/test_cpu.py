@@ -16,7 +16,6 @@ from cora_kernels.testing import Case, assert_correct, call, make_inputs, result
 
 pytestmark = pytest.mark.skipif(cpu.availability() is not None, reason=f"cpu: {cpu.availability()}")
 
-ISAS = [] if cpu.availability() else extension._C.cpu_isas()
 CASES = [
     Case(batch=2, length=21, k=50, n=(97, 49), r=5, sample_b=True, bias=True),
     Case(batch=11, length=1, k=64, n=(150,), r=16, sample_b=True, tensor_scaling=True),
@@ -35,13 +34,6 @@ DTYPES = [
     (torch.float16, torch.float32),
 ]
 VARIETY = [replace(case, dtype=x, factor_dtype=ab) for case in CASES for x, ab in DTYPES]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    extension._C.set_cpu_isa(request.param)
-    yield request.param
-    extension._C.set_cpu_isa(None)
 
 
 @pytest.mark.parametrize("case", VARIETY, ids=str)

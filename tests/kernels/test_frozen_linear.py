@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cora_kernels import use_backend
-from cora_kernels.backends import cpu, extension
+from cora_kernels.backends import cpu
 from cora_kernels.frozen_linear import frozen_linear
 from cora_kernels.testing import assert_by_rule
 
 FP64, DTYPES = torch.float64, (torch.float32, torch.bfloat16, torch.float16)
-ISAS = [] if cpu.availability() else extension._C.cpu_isas()
 needs_kernel = pytest.mark.skipif(cpu.availability() is not None, reason=f"cpu: {cpu.availability()}")
 OP = "cora_kernels::cpu_linear"
 
@@ -37,13 +36,6 @@ def kernels(run: Any) -> list[str]:
     with torch.profiler.profile() as profile:
         run()
     return [event.name for event in profile.events() if event.name.startswith("cora_kernels::")]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    extension._C.set_cpu_isa(request.param)
-    yield request.param
-    extension._C.set_cpu_isa(None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

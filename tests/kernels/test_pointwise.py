@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cora_kernels import use_backend
-from cora_kernels.backends import cpu, extension
+from cora_kernels.backends import cpu
 from cora_kernels.pointwise import rms_norm, silu_gate
 from cora_kernels.testing import assert_by_rule
 
 FP64, DTYPES = torch.float64, (torch.float32, torch.bfloat16, torch.float16)
-ISAS = [] if cpu.availability() else extension._C.cpu_isas()
 needs_kernel = pytest.mark.skipif(cpu.availability() is not None, reason=f"cpu: {cpu.availability()}")
 SHAPES = [(7, 576), (2, 3), (3, 5, 33), (0, 8), (70, 100), (16,)]
 
@@ -58,13 +57,6 @@ def results(op: Callable[..., Tensor], operands: Sequence[Tensor]) -> dict[str, 
     leaves = [one for one in operands if one.requires_grad]
     found = torch.autograd.grad(y, leaves, g)
     return {"y": y.detach()} | {f"d{i}": one for i, one in enumerate(found)}
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    extension._C.set_cpu_isa(request.param)
-    yield request.param
-    extension._C.set_cpu_isa(None)
 
 
 @by_op

@@ -5,12 +5,11 @@ import torch
 from torch import Tensor
 
 from cora_kernels import use_backend
-from cora_kernels.backends import cpu, extension
+from cora_kernels.backends import cpu
 from cora_kernels.pointwise import rotary
 from cora_kernels.testing import assert_by_rule
 
 FP64, DTYPES = torch.float64, (torch.float32, torch.bfloat16, torch.float16)
-ISAS = [] if cpu.availability() else extension._C.cpu_isas()
 needs_kernel = pytest.mark.skipif(cpu.availability() is not None, reason=f"cpu: {cpu.availability()}")
 NAMES = ("q", "k", "dq", "dk")
 
@@ -53,13 +52,6 @@ def results(op, operands: list[Tensor]) -> list[Tensor]:
 
 def doubled(operands: list[Tensor]) -> list[Tensor]:
     return [one.detach().double().requires_grad_(one.requires_grad) for one in operands]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    extension._C.set_cpu_isa(request.param)
-    yield request.param
-    extension._C.set_cpu_isa(None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

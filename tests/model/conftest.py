@@ -5,8 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from cora import CoRAConfig, CoRAModel
+from cora.collaborative import CollaborativeEmbeddings
+from tests.model.cora_models import NO, YES, Build, matrices
 
 VOCABULARY = 101
 SIZES: dict[str, Any] = dict(
@@ -131,3 +135,27 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     monkeypatch.setattr(patched_linear, "lora_linear", counted(patched_linear.lora_linear, lambda weight: 1))
     monkeypatch.setattr(patched_linear, "lora_linear_group", counted(patched_linear.lora_linear_group, len))
     yield calls
+
+
+@pytest.fixture
+def kind() -> str:
+    return "mlp"
+
+
+@pytest.fixture
+def build(targets: Any, kind: str) -> Build:
+    """build(base, trained=True, **changes): a CoRAModel in eval mode; trained: with P away from zero."""
+
+    def make(base: PreTrainedModel, trained: bool = True, **changes: Any) -> CoRAModel:
+        torch.manual_seed(1)
+        fields: dict[str, Any] = dict(
+            r=3, target_modules=targets(base), generator=kind, hidden_size=16, user_dropout=0.0, answer_ids=(YES, NO)
+        ) | dict(query_width=16, decoder_heads=2)
+        embeddings = CollaborativeEmbeddings([10, 20, 30, 40], [5, 6, 7], 3 * torch.randn(4, 8) + 1, torch.randn(3, 8))
+        model = CoRAModel(base, CoRAConfig(**(fields | changes)), embeddings)
+        if trained:
+            for matrix in matrices(model):
+                nn.init.normal_(matrix, std=2.0)
+        return model.eval()
+
+    return make

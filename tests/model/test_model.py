@@ -1,61 +1,17 @@
-"""What must hold of CoRA, each line a test, on five architectures; and that the answer is the whole model's."""
+"""What must hold of CoRA, each line a test, on five architectures."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from cora import CoRAConfig, CoRAModel
-from cora.collaborative import CollaborativeEmbeddings
-from cora.generators.shared_p import SharedP
+from cora import CoRAModel
 from cora.methods.samples import Samples
 from cora_kernels import use_backend
-
-USERS, ITEMS = torch.tensor([30, 10, 20, 10, 40]), torch.tensor([7, 5, 5, 6, 7])
-YES, NO = 11, 23
-Build = Callable[..., CoRAModel]
-
-
-def matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Every P, and every B that is mixed."""
-    shared = [p for module in model.modules() if isinstance(module, SharedP) for p in module.parameters()]
-    return shared + [p for name, p in model.named_parameters() if "lora_bs" in name]
-
-
-GENERATORS = pytest.mark.parametrize("kind", ["mlp", "per_layer", "gated"])
-
-
-@pytest.fixture
-def kind() -> str:
-    return "mlp"
-
-
-@pytest.fixture
-def build(targets: Any, kind: str) -> Build:
-    """build(base, trained=True, **changes): a CoRAModel in eval mode; trained: with P away from zero."""
-
-    def make(base: PreTrainedModel, trained: bool = True, **changes: Any) -> CoRAModel:
-        torch.manual_seed(1)
-        fields: dict[str, Any] = dict(
-            r=3, target_modules=targets(base), generator=kind, hidden_size=16, user_dropout=0.0, answer_ids=(YES, NO)
-        ) | dict(query_width=16, decoder_heads=2)
-        embeddings = CollaborativeEmbeddings([10, 20, 30, 40], [5, 6, 7], 3 * torch.randn(4, 8) + 1, torch.randn(3, 8))
-        model = CoRAModel(base, CoRAConfig(**(fields | changes)), embeddings)
-        if trained:
-            for matrix in matrices(model):
-                nn.init.normal_(matrix, std=2.0)
-        return model.eval()
-
-    return make
-
-
-def full_logits(base: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return base(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+from tests.model.cora_models import GENERATORS, ITEMS, NO, USERS, YES, Build, full_logits, matrices
 
 
 def sampled(model: CoRAModel, users: Tensor = USERS, items: Tensor = ITEMS) -> dict[str, Tensor]:
@@ -216,67 +172,6 @@ def test_generator_and_p_alone_get_gradients_and_all_of_them_do(
 
 
 @GENERATORS
-@torch.no_grad()
-def test_left_and_right_padding_score_alike(base: PreTrainedModel, build: Build, prompts: Any, pad: Any) -> None:
-    model = build(base)
-    left, right = (model(*pad(prompts, side), USERS, ITEMS).logits for side in ("left", "right"))
-    assert torch.equal(left, right)
-
-
-@GENERATORS
-@torch.no_grad()
-def test_scores_do_not_depend_on_neighbours(base: PreTrainedModel, build: Build, prompts: Any, pad: Any) -> None:
-    model = build(base)
-    ids, mask = pad(prompts, "left")
-    before = model(ids, mask, USERS, ITEMS).logits
-    others = ids.clone()
-    others[1:] = torch.randint(3, 101, others[1:].shape)
-    users, items = USERS.clone(), ITEMS.clone()
-    users[1:], items[1:] = 20, 6
-    after = model(others, mask, users, items).logits
-    torch.testing.assert_close(after[0], before[0], atol=1e-6, rtol=1e-6)
-    assert (after[1:] - before[1:]).abs().min() > 1e-4
-
-
-ALL = ["llama", "qwen2", "gpt2", "mistral", "gemma", "gemma2", "phi", "granite", "cohere", "opt"]
-
-
-@pytest.mark.parametrize("architecture", ALL)
-@torch.no_grad()
-def test_the_answer_is_the_whole_models(
-    make_base: Any, build: Build, prompts: Any, pad: Any, architecture: str
-) -> None:
-    """Head biases, soft capping, logit scales and tied embeddings included; dense positions come with the model."""
-    base = make_base(architecture)
-    changes: dict[str, Any] = dict(target_modules=("q_proj", "v_proj")) if architecture in ("phi", "opt") else {}
-    model = build(base, **changes)
-    for side, last in (("left", [-1] * 5), ("right", [length - 1 for length in prompts[1]])):
-        ids, mask = pad(prompts, side)
-        scores = model(ids, mask, USERS, ITEMS).logits
-        whole = full_logits(model.base, ids, mask)[torch.arange(5), last]
-        torch.testing.assert_close(scores, whole[:, YES] - whole[:, NO], atol=2e-5, rtol=1e-4)
-        assert scores.std() > 1e-3
-
-
-@torch.no_grad()
-def test_plain_yes_logit(make_base: Any, build: Build, prompts: Any, pad: Any) -> None:
-    ids, mask = pad(prompts, "left")
-    model = build(make_base("llama"), answer=(" Yes", None), answer_ids=(YES,))
-    scores = model(ids, mask, USERS, ITEMS).logits
-    torch.testing.assert_close(scores, full_logits(model.base, ids, mask)[:, -1, YES], atol=2e-5, rtol=1e-4)
-
-
-def test_loss_is_binary_cross_entropy(make_base: Any, build: Build, prompts: Any, pad: Any) -> None:
-    model = build(make_base("llama"))
-    ids, mask = pad(prompts, "left")
-    labels = torch.tensor([1, 0, 0, 1, 1])
-    out = model(ids, mask, USERS, ITEMS, labels)
-    likelihood = torch.where(labels == 1, out.logits.sigmoid(), 1 - out.logits.sigmoid())
-    torch.testing.assert_close(out.loss, -likelihood.log().mean())
-    assert model(ids, mask, USERS, ITEMS).loss is None
-
-
-@GENERATORS
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_checkpointing_gives_the_same_gradients(
     base: PreTrainedModel, build: Build, prompts: Any, pad: Any, dropout: float
@@ -392,16 +287,6 @@ def test_generate_continues_greedily_and_with_beams(
         ids[2:3], mask[2:3], user_ids=USERS[2:3], item_ids=ITEMS[2:3], num_beams=3, num_return_sequences=2, **settings
     )
     assert torch.equal(beams[4:6], alone)
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_score_is_forward_in_batches(make_base: Any, build: Build, prompts: Any, pad: Any, side: str) -> None:
-    model = build(make_base("llama")).train()
-    ids, mask = pad(prompts, side)
-    scores = model.score(ids, mask, USERS, [7, 5, 5, 6, 7], batch_size=2)
-    assert model.training and not scores.requires_grad
-    with torch.no_grad():
-        torch.testing.assert_close(scores, model.eval()(ids, mask, USERS, ITEMS).logits, atol=2e-5, rtol=1e-4)
 
 
 def test_widths_have_an_a_each(make_base: Any, build: Build, prompts: Any, pad: Any) -> None:
