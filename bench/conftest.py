@@ -11,6 +11,7 @@ from bench.contestants import CONTESTANTS
 from bench.harness import Outcome, errors, measure
 from bench.machine import describe, peaks
 from cora.llm.loading import smollm2_135m
+from cora.runs.allocator import keep_freed_memory
 from cora_kernels.backends import extension
 
 NOT_RUN = pytest.StashKey[list[dict[str, Any]]]()
@@ -43,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[NOT_RUN] = []
     config.stash[MEMORY] = []
     config.stash[REPLAY] = Replay()
+    keep_freed_memory()  # as a training does, for every contestant
     if isa := config.getoption("--isa"):
         usable = extension._C.cpu_isas() if extension.loaded else []
         if isa not in usable:

@@ -19,6 +19,7 @@ from bench.beams import processor_seconds
 from bench.endtoend import NAME, WHAT, Setting, ours
 from bench.harness import interleaved
 from cora.llm.loading import load_base
+from cora.runs.allocator import keep_freed_memory
 from cora_kernels.backends import extension
 
 # Beginnings of operators' names, and what they are; the first that fits.
@@ -82,6 +83,7 @@ def over_products(
 
 
 def main(isa: str | None = None, rounds: int = 5) -> None:
+    keep_freed_memory()
     extension._C.set_cpu_isa(isa)
     setting = chosen(Setting.make("cpu"))
     found = {what: over_products(setting, what, processor_seconds, rounds) for what in WHAT}

@@ -23,6 +23,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from cora.methods.model import MethodModel
 from cora.prompts import PromptCollator, PromptDataset
+from cora.runs.allocator import keep_freed_memory
 from cora.runs.distributed import is_main, of_main
 from cora.runs.families import FamilyBatches, families_of_prompts
 from cora.runs.folder import RunFolder
@@ -164,6 +165,7 @@ class FiniteTrainer(Trainer):
         return loss
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        keep_freed_memory()
         try:
             return super().train(*args, **kwargs)
         except Diverged as error:
