@@ -11,6 +11,17 @@ void store_at(void* row, int64_t col, int64_t cols, Vec v) {
   store_any(static_cast<char*>(row) + col * size_of(dtype), dtype, v, cols - col);
 }
 
+// Bytes.
+constexpr int64_t kAhead = 2048;
+
+// Has what will be read, or written, so far ahead on its way: between two loads there is more to compute here than a
+// processor looks ahead by itself.
+template <Dtype dtype, class Pointer>
+void fetch_ahead(Pointer row, int64_t i) {
+  __builtin_prefetch(static_cast<const char*>(row) + i * size_of(dtype) + kAhead,
+                     !std::is_const_v<std::remove_pointer_t<Pointer>>);
+}
+
 // Calls f with a constant of this dtype.
 template <class F>
 auto with_dtype(Dtype dtype, const F& f) {
@@ -40,6 +51,9 @@ template <Dtype dtype>
 void rms_norm_backward_of(const void* g, const void* x, const void* weight, int64_t cols, float scale, void* dx) {
   Vec products = zero();
   for (int64_t col = 0; col < cols; col += kWidth) {
+    fetch_ahead<dtype>(g, col);
+    fetch_ahead<dtype>(x, col);
+    fetch_ahead<dtype>(dx, col);
     const Vec gw = mul(load_at<dtype>(g, col, cols), load_at<dtype>(weight, col, cols));
     products = fma(gw, load_at<dtype>(x, col, cols), products);
   }
@@ -63,6 +77,9 @@ Vec load_gate(const void* gate, int64_t i, int64_t n) {
 template <Dtype dtype>
 void silu_gate_of(const void* gate, const void* up, int64_t n, void* out) {
   for (int64_t i = 0; i < n; i += kWidth) {
+    fetch_ahead<dtype>(gate, i);
+    fetch_ahead<dtype>(up, i);
+    fetch_ahead<dtype>(out, i);
     const Vec v = load_gate<dtype>(gate, i, n);
     store_at<dtype>(out, i, n, mul(mul(v, sigmoid(v)), load_at<dtype>(up, i, n)));
   }
@@ -71,6 +88,11 @@ void silu_gate_of(const void* gate, const void* up, int64_t n, void* out) {
 template <Dtype dtype>
 void silu_gate_backward_of(const void* g, const void* gate, const void* up, int64_t n, void* dgate, void* dup) {
   for (int64_t i = 0; i < n; i += kWidth) {
+    fetch_ahead<dtype>(g, i);
+    fetch_ahead<dtype>(gate, i);
+    fetch_ahead<dtype>(up, i);
+    fetch_ahead<dtype>(dgate, i);
+    fetch_ahead<dtype>(dup, i);
     const Vec dy = load_at<dtype>(g, i, n), v = load_gate<dtype>(gate, i, n), s = sigmoid(v);
     const Vec silu = mul(v, s);
     // The derivative of v·s is s + v·s·(1 − s).
@@ -112,6 +134,10 @@ void rotary_of(const void* x, int64_t head_stride, const void* cos, const void* 
     for (int64_t head = 0; head < heads; ++head) {
       const char* source = at(from, head * head_stride);
       char* out = at(to, 2 * head * half);
+      for (const int64_t part : {col, half + col}) {
+        fetch_ahead<dtype>(source, part);
+        fetch_ahead<dtype>(out, part);
+      }
       const Vec low = load_at<dtype>(source, col, half), high = load_at<dtype>(at(source, half), col, half);
       store_at<dtype>(out, col, half, fma(high, of_high, mul(low, c_low)));
       store_at<dtype>(at(out, half), col, half, fma(low, of_low, mul(high, c_high)));
