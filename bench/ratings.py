@@ -2,8 +2,8 @@
 
     python -m bench.ratings [parquet|csv] [millions]
 
-About as many users, items and ratings as MovieLens-25M has. The file lies in build/ afterwards. What is measured is what
-comes before training: reading, splitting, the vectors of all training rows, histories and prompts of those drawn.
+About as many users, items and ratings as MovieLens-25M has. The file lies in build/ afterwards. What is measured is
+what comes before training: reading, splitting, the vectors of all training rows, histories and prompts of those drawn.
 """
 
 import resource
