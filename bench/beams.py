@@ -36,6 +36,7 @@ def built(dtype: torch.dtype) -> LCRecModel:
     model = LCRecModel(load_base(NAME, dtype=dtype), LCRecConfig(beam=BEAM), codes).eval()
     with torch.no_grad():
         model.tokens.rows.normal_(std=0.1)
+        model.tokens.head.copy_(model.tokens.rows)  # as transformers ties them here
         for matrix in model.lora_bs:
             matrix.normal_(std=0.02)
     return model
