@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Of the demo alone: fewer steps and rows, and shorter prompts. Work is counted, not minutes: how long it takes is said first.
 DEMO := --split cold-items --steps 100 --eval-every 50 --valid-rows 400 --test-rows 1000 --learning-rate 7e-4 --warmup-steps 20 \
-  --cora max_history=3 --cora offset=true --cora shared_prefix=true --cora shared_rank=8 --cora item_dropout=0.5
+  --new-items titles --cora max_history=3 --cora offset=true --cora shared_prefix=true --cora shared_rank=8 --cora item_dropout=0.5
 
 .PHONY: demo test test-all fuzz bench docs gpu lint format sanitize cuda-build clean
 
