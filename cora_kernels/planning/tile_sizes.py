@@ -114,7 +114,7 @@ def shrink_config(arch: str, dtype: torch.dtype, rows: int, rank: int) -> Shrink
     amd, fp32 = arch.startswith("gfx"), dtype == torch.float32
     BM = 16 if rows <= 16 else 32 if rows <= 32 or fp32 else 64
     wide = fp32 or (_is_old_triton() and _is_loaded_by_element(rank))
-    return ShrinkConfig(BM, 64 if fp32 else 128, 8 if wide and not amd else 4, 2 if amd else 3)
+    return ShrinkConfig(BM, 64 if wide else 128, 8 if wide and not amd else 4, 2 if amd else 3)
 
 
 def _is_loaded_by_element(rank: int) -> bool:
