@@ -57,21 +57,10 @@ def main(form: str = "parquet", millions: int = 25) -> None:
     if not path.exists():
         generated(path, millions * 1_000_000)
     with tempfile.TemporaryDirectory() as folder:
-        settings = [
-            "--model",
-            "smollm2-135m",
-            "--data",
-            path,
-            "--out",
-            f"{folder}/run",
-            "--steps",
-            1,
-            "--test-rows",
-            64,
-        ]
-        command = [sys.executable, "-c", _UNTIL_FIRST_STEP, "train", *settings, "--valid-rows", 64]
+        settings = f"--data {path} --out {folder}/run --model smollm2-135m --steps 1 --valid-rows 64 --test-rows 64"
+        command = [sys.executable, "-c", _UNTIL_FIRST_STEP, "train", *settings.split()]
         start = time.perf_counter()
-        subprocess.run(list(map(str, command)), check=True)
+        subprocess.run(command, check=True)
         wall = time.perf_counter() - start
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"{path}: {wall:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU time, {used.ru_maxrss / 2**20:.2f} GiB")
