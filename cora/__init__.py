@@ -3,6 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import cora_kernels.waiting  # noqa: F401  Before anything imports torch.
+
+# isort: split
 # The function takes the name of its module, so it must be imported here: later, the name would mean the module.
 from cora.llm.patch import Patch, patch
 from cora.methods.cora.config import CoRAConfig

@@ -2,6 +2,9 @@
 
 Beside it, attention within the samples of a packed batch."""
 
+import cora_kernels.waiting  # noqa: F401  Before anything imports torch.
+
+# isort: split
 from cora_kernels.attention import packed_attention
 from cora_kernels.dispatch import backends, use_backend
 from cora_kernels.explain import explain
