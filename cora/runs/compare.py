@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from cora.files import write_files
 from cora.methods import load_method
 from cora.runs.folder import RunFolder
-from cora.runs.intervals import Interval, UserAUCs, differences
+from cora.runs.intervals import lead_text, leads
 from cora.runs.metrics import BASELINES, identified, label_of, metrics
 from cora.runs.settings import RunConfig, value_of
 from cora.runs.train import train
@@ -111,27 +110,9 @@ def _summary(scored: dict[str, list[pd.DataFrame]], reference: str) -> dict[str,
         methods[label] = {
             "mean": _plain(found.mean()),
             "sd": _plain(found.std(ddof=1)) if len(frames) > 1 else None,
-            "less_than_reference": None if label == reference else _leads(first, frames),
+            "less_than_reference": None if label == reference else leads(first, frames),
         }
     return {"reference": reference, "rows": [len(one) for one in first], "methods": methods}
-
-
-def _leads(ours: Sequence[pd.DataFrame], others: Sequence[pd.DataFrame]) -> dict[str, list[float | None]]:
-    """By how much ours is better, in AUC and UAUC, with intervals: over all rows and, where they are marked, over those
-    of cold items. None for what the rows do not tell."""
-    parts = {"": lambda one: one}
-    if "cold_item" in ours[0]:
-        parts["cold_items_"] = lambda one: one[one["cold_item"]]
-    found: dict[str, list[float | None]] = {}
-    for part, of in parts.items():
-        sides = [[_aucs(of(one)) for one in frames] for frames in (ours, others)]
-        leads = differences(sides[0], sides[1])
-        found |= {part + name: [None if np.isnan(one) else one for one in lead] for name, lead in leads.items()}
-    return found
-
-
-def _aucs(rows: pd.DataFrame) -> UserAUCs:
-    return UserAUCs(rows["user_id"], rows["label"].to_numpy(), rows["score"].to_numpy(np.float64))
 
 
 def _plain(values: pd.Series) -> dict[str, float | None]:
@@ -158,16 +139,9 @@ def _lines(result: dict[str, Any], part: str) -> list[str]:
         line = f"{label:<{width}}" + "".join(f"{_with_spread(one, part + name):>16}" for name in ("auc", "uauc"))
         line += f"{one['mean']['log_loss']:>10.4f}" if loss else ""
         if one["less_than_reference"]:
-            line += "   " + "  ".join(_lead(one["less_than_reference"][part + name]) for name in ("auc", "uauc"))
+            line += "   " + "  ".join(lead_text(one["less_than_reference"][part + name]) for name in ("auc", "uauc"))
         lines.append(line)
     return lines
-
-
-def _lead(values: Sequence[Any]) -> str:
-    if None in values:
-        return f"{'-':^26}"
-    lead = Interval(*values)
-    return f"{lead.difference:+.4f} [{lead.low:+.4f}, {lead.high:+.4f}]"
 
 
 def _with_spread(one: dict[str, Any], name: str) -> str:

@@ -74,6 +74,35 @@ def differences(
     return {name: _interval(whole[name], values) for name, values in found.items()}
 
 
+def leads(ours: Sequence[pd.DataFrame], others: Sequence[pd.DataFrame]) -> dict[str, list[float | None]]:
+    """By how much ours is better in AUC and UAUC, each a difference and its 95 % interval: over all rows as auc and
+    uauc, and over those of cold items, where they are marked, as cold_items_auc and cold_items_uauc.
+
+    ours, others: of each seed the same rows with user_id, label and score. None for what the rows do not tell.
+    """
+    parts = {"": lambda one: one}
+    if "cold_item" in ours[0]:
+        parts["cold_items_"] = lambda one: one[one["cold_item"]]
+    found: dict[str, list[float | None]] = {}
+    for part, of in parts.items():
+        mine, theirs = ([_aucs(of(one)) for one in frames] for frames in (ours, others))
+        for name, lead in differences(mine, theirs).items():
+            found[part + name] = [None if np.isnan(one) else one for one in lead]
+    return found
+
+
+def lead_text(values: Sequence[float | None]) -> str:
+    """One of `leads` for a table, 26 characters."""
+    difference, low, high = values
+    if difference is None or low is None or high is None:
+        return f"{'-':^26}"
+    return f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def _aucs(rows: pd.DataFrame) -> UserAUCs:
+    return UserAUCs(rows["user_id"], rows["label"].to_numpy(), rows["score"].to_numpy(np.float64))
+
+
 def _interval(difference: float, drawn: Sequence[float]) -> Interval:
     """What all rows do not tell no draw tells either."""
     if np.isnan(difference):

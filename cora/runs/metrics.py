@@ -8,6 +8,7 @@ import pandas as pd
 from sklearn.metrics import log_loss, roc_auc_score
 
 from cora.methods import METHODS
+from cora.runs.intervals import lead_text, leads
 
 # What identifies a scored row; every other column of predictions holds the scores of a method.
 KEY = ("user_id", "item_id", "label", "timestamp", "warm", "cold_item")
@@ -55,13 +56,22 @@ def metrics(rows: pd.DataFrame, scores: np.ndarray) -> dict[str, float | None]:
 
 
 def summary(rows: pd.DataFrame) -> dict[str, Any]:
-    """metrics.json of predictions: rows with the columns of KEY and a column of scores for each method."""
+    """metrics.json of predictions: rows with the columns of KEY and a column of scores for each method.
+
+    leads: by how much the first that is no baseline is better than each of the others, as `intervals.leads` has it.
+    """
     methods = {name: metrics(rows, rows[name].to_numpy()) for name in rows if name not in KEY}
     counts = {"rows": len(rows), "positives": int(rows["label"].sum()), "users": int(rows["user_id"].nunique())}
     counts |= {"warm_rows": int(rows["warm"].sum())}
     if "cold_item" in rows:
         counts |= {"cold_item_rows": int(rows["cold_item"].sum())}
-    return counts | {"methods": methods}
+    found: dict[str, Any] = counts | {"methods": methods}
+    reference = next((name for name in methods if name not in BASELINES), None)
+    if reference is not None and len(methods) > 1:
+        scored = {name: [identified(rows).assign(score=rows[name])] for name in methods}
+        over = {name: leads(scored[reference], scored[name]) for name in methods if name != reference}
+        found |= {"leads": {"of": reference, "over": over}}
+    return found
 
 
 def as_table(found: dict[str, Any]) -> str:
@@ -84,7 +94,17 @@ def as_table(found: dict[str, Any]) -> str:
     if levels := found.get("vectors_on_training_rows"):
         aucs = [f"{auc:.4f} by {label_of(name)}" for name, auc in levels.items() if auc is not None]
         lines.append(f"auc on the method's training rows: {', '.join(aucs) or '-'}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_lines_of_leads(found["leads"])] if "leads" in found else lines)
+
+
+def _lines_of_leads(found: dict[str, Any]) -> list[str]:
+    """What `leads` holds of a `summary`, over one of the others a line."""
+    names = next(iter(found["over"].values()))
+    head = "".join(f"{name.replace('_', ' '):>26}  " for name in names)
+    lines = ["", f"{label_of(found['of'])} is better by (95 %, over draws of users)", f"{'than':<14}{head}"]
+    for name, lead in found["over"].items():
+        lines.append(f"{label_of(name):<14}" + "".join(f"{lead_text(values)}  " for values in lead.values()))
+    return [line.rstrip() for line in lines]
 
 
 def _auc(labels: np.ndarray, scores: np.ndarray) -> float | None:

@@ -53,6 +53,20 @@ def test_rows_of_cold_items_have_their_own() -> None:
     assert "cold_items_auc" not in metrics(rows.drop(columns="cold_item"), scores)
 
 
+def test_leads_are_those_of_the_first_that_is_no_baseline() -> None:
+    random = np.random.default_rng(0)
+    rows = rows_of(np.repeat(np.arange(20), 10).tolist(), random.integers(0, 2, 200).tolist())
+    rows = rows.assign(cold_item=random.random(200) < 0.3)
+    rows = rows.assign(fold_in=random.random(200), cora=rows["label"] + random.normal(size=200), tallrec=0.0)
+    found = summary(rows)
+    assert found["leads"]["of"] == "cora" and found["leads"]["over"].keys() == {"fold_in", "tallrec"}
+    for name, lead in found["leads"]["over"].items():
+        for measure, (difference, low, high) in lead.items():
+            apart = found["methods"]["cora"][measure] - found["methods"][name][measure]
+            assert difference == pytest.approx(apart) and low < difference < high
+    assert "leads" not in summary(rows.drop(columns=["cora", "tallrec"])), "baselines alone have no leads"
+
+
 def test_users_of_one_label_do_not_count() -> None:
     found = metrics(rows_of([1, 1, 2, 2, 3], [1, 0, 1, 1, 0]), np.array([2.0, 1.0, 0.0, 5.0, 9.0]))
     assert found["uauc"] == 1.0
@@ -89,5 +103,6 @@ def test_summary_and_table() -> None:
     assert found["methods"].keys() == {"collaborative", "cora"}
     assert (found["methods"]["collaborative"]["auc"], found["methods"]["cora"]["auc"]) == (0.5, 1.0)
     lines = as_table(found).splitlines()
+    assert lines[-2].split() == ["than", "auc", "uauc"] and lines[-1].startswith("collaborative +0.5000 [")
     assert lines[1].split()[:2] == ["collaborative", "0.5000"] and lines[2].split()[:2] == ["CoRA", "1.0000"]
     assert "-" in lines[1].split()
