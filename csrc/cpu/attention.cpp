@@ -11,6 +11,10 @@
 namespace cora::cpu {
 namespace {
 
+// The backward keeps P and dS of so many queries at most, for all keys that these see: both are multiplied once by
+// queries and once by keys. What this bounds is memory, so most samples are one block.
+constexpr int64_t kMostQueries = 256;
+
 // An AttentionWorker works off samples, one kv_head at a time, over the thread's scratch memory.
 class AttentionWorker {
  public:
@@ -21,7 +25,8 @@ class AttentionWorker {
         row_dtype_(low_ == Panel::kPairs ? Dtype::kBFloat16 : Dtype::kFloat),
         group_(attention.heads / attention.kv_heads),
         keys_stride_(padded(longest.keys)),
-        dim_stride_(round_up(attention.dim, 16)) {
+        dim_stride_(round_up(attention.dim, 16)),
+        turned_stride_(padded(std::min(longest.own, kMostQueries))) {
     Scratch& scratch = Scratch::of_thread(carve(nullptr, longest, backward));
     carve(&scratch, longest, backward);
   }
@@ -34,10 +39,10 @@ class AttentionWorker {
         convert(head(a_.q, h, *own_), row, rows, q_rows_);
         scores(rows, row + rows, q_rows_, &Keys::k, s_, a_.scale);
         for (int64_t m = 0; m < rows; ++m) {
-          kernels_.softmax(s_ + m * keys_stride_, before_ + row + m + 1, width(row + rows), row_dtype_, line(p_[0], m),
+          kernels_.softmax(s_ + m * keys_stride_, before_ + row + m + 1, width(row + rows), row_dtype_, line(p_, m),
                            tops(h) + row + m, shares(h) + row + m);
         }
-        weigh(rows, row + rows, p_[0], &Keys::v, destination(out, a_.heads, h, *own_, row, 1.f));
+        weigh(rows, row + rows, p_, &Keys::v, destination(out, a_.heads, h, *own_, row, 1.f));
       }
     }
   }
@@ -48,31 +53,33 @@ class AttentionWorker {
       if (length(member->sample) == 0) continue;
       begin(*member, kv_head, true);
       for (int64_t i = 0; i < group_; ++i) {
-        const int64_t h = kv_head * group_ + i;
-        const Rows q = head(a_.q, h, *own_), grad = head(g, h, *own_);
-        pack_turned(q, own_->length, q_[i].turned);
-        pack(q, own_->length, q_[i].plain);
-        pack_turned(grad, own_->length, g_[i].turned);
-        pack(grad, own_->length, g_[i].plain);
-        std::copy_n(tops(h), own_->length, top_[i]);
-        std::copy_n(shares(h), own_->length, share_[i]);
-        for (int64_t row = 0; row < own_->length; row += kTileRows)
-          by_queries(h, i, row, grad, dq);
+        pack(head(a_.q, kv_head * group_ + i, *own_), own_->length, q_[i]);
+        pack(head(g, kv_head * group_ + i, *own_), own_->length, g_[i]);
       }
-      for (int64_t row = 0; row < own_->length; row += kTileRows) {
-        const int64_t rows = by_keys(*own_, kv_head, row, true);
-        if (member->is_parent) {
-          collect(row, rows, false);
-        } else {
-          run_tile(rows, a_.dim, p_strips_.data(), group_, destination(dv, a_.kv_heads, kv_head, *own_, row, 1.f));
-          run_tile(rows, a_.dim, ds_strips_.data(), group_,
-                   destination(dk, a_.kv_heads, kv_head, *own_, row, a_.scale));
+      const int64_t block = even_share(own_->length, kMostQueries, kTileRows);
+      const bool collects = member->is_parent || own_->length > block;
+      for (int64_t first = 0; first < own_->length; first += block) {
+        const int64_t last = std::min(first + block, own_->length);
+        for (int64_t i = 0; i < group_; ++i) {
+          for (int64_t row = first; row < last; row += kTileRows)
+            by_queries(kv_head * group_ + i, i, row, row - first, g, dq);
         }
+        for (int64_t row = 0; row < last; row += kTileRows) {
+          const int64_t rows = by_keys(*own_, before_ + row, row, first, std::max(first, row), last);
+          if (collects) {
+            collect(*own_, row, rows, row < first);
+          } else {
+            run_tile(rows, a_.dim, p_strips_.data(), group_, destination(dv, a_.kv_heads, kv_head, *own_, row, 1.f));
+            run_tile(rows, a_.dim, ds_strips_.data(), group_,
+                     destination(dk, a_.kv_heads, kv_head, *own_, row, a_.scale));
+          }
+        }
+        for (int64_t row = 0; row < before_; row += kTileRows)
+          collect(prefix_, row, by_keys(prefix_, row, row, first, first, last), true);
       }
-      for (int64_t row = 0; row < before_; row += kTileRows)
-        collect(row, by_keys(prefix_, kv_head, row, false), true);
+      if (collects && !member->is_parent) deliver(*own_, kv_head, dk, dv);
     }
-    if (family.first->is_parent && length(family.first->sample) > 0) deliver(kv_head, dk, dv);
+    if (family.first->is_parent && length(family.first->sample) > 0) deliver(prefix_, kv_head, dk, dv);
   }
 
  private:
@@ -83,10 +90,11 @@ class AttentionWorker {
     char* turned;
   };
 
-  // The keys and values of one sample.
+  // The keys and values of one sample, and the gradients of both where they come together block by block.
   struct Keys {
     int64_t sample = -1, kv_head = -1, begin = 0, length = 0;
     Panels k{}, v{};
+    float *dk = nullptr, *dv = nullptr;
   };
 
   // A stride off the powers of two: else the rows of a panel would share few sets of L1. The room past the end is read
@@ -103,32 +111,30 @@ class AttentionWorker {
     const auto panels = [&](int64_t length) {
       return Panels{take(panel_bytes(low_, length, dim_stride_)), take(panel_bytes(low_, a_.dim, padded(length)))};
     };
-    alone_.k = panels(longest.own);
-    alone_.v = panels(longest.own);
-    prefix_.k = panels(longest.prefix);
-    prefix_.v = panels(longest.prefix);
+    for (auto [keys, most, collects] :
+         {std::tuple{&alone_, longest.own, longest.own > kMostQueries}, std::tuple{&prefix_, longest.prefix, true}}) {
+      keys->k = panels(most);
+      keys->v = panels(most);
+      const int64_t sums = backward && collects ? round_up(most, kTileRows) * panels_of(a_.dim) * kTileCols : 0;
+      keys->dk = floats(sums);
+      keys->dv = floats(sums);
+    }
     q_rows_ = take(kTileRows * dim_stride_ * 4);
     g_rows_ = take(kTileRows * dim_stride_ * 4);
     s_ = floats(kTileRows * keys_stride_);
     dp_ = floats(kTileRows * keys_stride_);
-    for (auto* list : {&p_, &ds_}) {
-      list->clear();
-      for (int64_t i = 0; i < (backward ? group_ : 1); ++i)
-        list->push_back(take(kTileRows * keys_stride_ * 4));
-    }
-    for (auto* list : {&top_, &share_, &delta_}) {
+    p_ = take(kTileRows * keys_stride_ * 4);
+    ds_ = take(kTileRows * keys_stride_ * 4);
+    for (auto* list : {&p_turned_, &ds_turned_}) {
       list->clear();
       for (int64_t i = 0; i < (backward ? group_ : 0); ++i)
-        list->push_back(floats(padded(longest.own)));
+        list->push_back(take(round_up(longest.keys, kTileRows) * turned_stride_ * size_of(row_dtype_)));
     }
     for (auto* list : {&q_, &g_}) {
       list->clear();
       for (int64_t i = 0; i < (backward ? group_ : 0); ++i)
-        list->push_back(panels(longest.own));
+        list->push_back(take(panel_bytes(low_, longest.own, dim_stride_)));
     }
-    const int64_t collected = backward ? round_up(longest.prefix, kTileRows) * panels_of(a_.dim) * kTileCols : 0;
-    dk_ = floats(collected);
-    dv_ = floats(collected);
     return bytes;
   }
 
@@ -158,51 +164,45 @@ class AttentionWorker {
     }
   }
 
-  // Computes dS of eight queries, from it their dq, and the delta that by_keys needs.
-  void by_queries(int64_t h, int64_t i, int64_t row, const Rows& g, void* dq) {
+  // Computes dS of eight queries and from it their dq, and turns P and dS: as columns from `to` on, a row for each key.
+  void by_queries(int64_t h, int64_t i, int64_t row, int64_t to, const Heads& g, void* dq) {
     const int64_t rows = std::min<int64_t>(kTileRows, own_->length - row), end = row + rows;
     convert(head(a_.q, h, *own_), row, rows, q_rows_);
-    convert(g, row, rows, g_rows_);
+    convert(head(g, h, *own_), row, rows, g_rows_);
     scores(rows, end, q_rows_, &Keys::k, s_, a_.scale);
     scores(rows, end, g_rows_, &Keys::v, dp_, 1.f);
     for (int64_t m = 0; m < rows; ++m) {
-      delta_[i][row + m] = kernels_.softmax_backward(s_ + m * keys_stride_, dp_ + m * keys_stride_, top_[i][row + m],
-                                                     share_[i][row + m], before_ + row + m + 1, width(end), row_dtype_,
-                                                     line(ds_[0], m));
+      kernels_.softmax_backward(s_ + m * keys_stride_, dp_ + m * keys_stride_, tops(h)[row + m], shares(h)[row + m],
+                                before_ + row + m + 1, width(end), row_dtype_, line(p_, m), line(ds_, m));
     }
-    weigh(rows, end, ds_[0], &Keys::k, destination(dq, a_.heads, h, *own_, row, a_.scale));
+    weigh(rows, end, ds_, &Keys::k, destination(dq, a_.heads, h, *own_, row, a_.scale));
+    for (auto [from, turned] : {std::pair{p_, p_turned_[i]}, std::pair{ds_, ds_turned_[i]}}) {
+      kernels_.turn(from, keys_stride_, rows, before_ + end, row_dtype_, turned + to * size_of(row_dtype_),
+                    turned_stride_);
+    }
   }
 
-  // Computes P and dS of eight keys and the queries of all heads that attend to them, those from the keys' own rows on
-  // or, of a parent's keys, all. Products with p_strips_ and ds_strips_ are then the keys' dv and dk. Returns how many
-  // keys there were.
-  int64_t by_keys(const Keys& keys, int64_t kv_head, int64_t row, bool causal) {
-    const int64_t rows = std::min<int64_t>(kTileRows, keys.length - row);
-    const int64_t first = causal ? row : 0, cols = own_->length - first, stride = padded(own_->length);
-    convert(head(a_.k, kv_head, keys), row, rows, q_rows_);
-    convert(head(a_.v, kv_head, keys), row, rows, g_rows_);
+  // The strips of eight keys from `row` on, whose P and dS begin at row `at` of those turned, and the queries
+  // [first, last) of all heads, in a block that begins at `block`. Products with p_strips_ and ds_strips_ are the keys'
+  // dv and dk. Returns how many keys there are.
+  int64_t by_keys(const Keys& keys, int64_t at, int64_t row, int64_t block, int64_t first, int64_t last) {
+    const int64_t offset = (at * turned_stride_ + first - block) * size_of(row_dtype_);
+    const int64_t above = panel_bytes(low_, first, dim_stride_);
     p_strips_.clear();
     ds_strips_.clear();
     for (int64_t i = 0; i < group_; ++i) {
-      product(rows, cols, q_rows_, q_[i].turned + first * 4, stride, s_, a_.scale);
-      product(rows, cols, g_rows_, g_[i].turned + first * 4, stride, dp_, 1.f);
-      for (int64_t m = 0; m < rows; ++m) {
-        kernels_.softmax_backward_turned(s_ + m * keys_stride_, dp_ + m * keys_stride_, top_[i] + first,
-                                         share_[i] + first, delta_[i] + first, causal ? m : 0, cols, row_dtype_,
-                                         line(p_[i], m), line(ds_[i], m));
-      }
-      const int64_t above = panel_bytes(low_, first, dim_stride_);
-      p_strips_.push_back({p_[i], keys_stride_, g_[i].plain + above, dim_stride_, cols});
-      ds_strips_.push_back({ds_[i], keys_stride_, q_[i].plain + above, dim_stride_, cols});
+      p_strips_.push_back({p_turned_[i] + offset, turned_stride_, g_[i] + above, dim_stride_, last - first});
+      ds_strips_.push_back({ds_turned_[i] + offset, turned_stride_, q_[i] + above, dim_stride_, last - first});
     }
-    return rows;
+    return std::min<int64_t>(kTileRows, keys.length - row);
   }
 
-  // The gradients of a parent's keys, in blocks of a tile each, as its own queries and its children's come by.
-  void collect(int64_t row, int64_t rows, bool add) {
+  // The gradients of keys, in blocks of a tile each, as the queries that see them come by: other blocks of their own,
+  // or those of the sample's children.
+  void collect(const Keys& keys, int64_t row, int64_t rows, bool add) {
     for (int64_t col = 0; col < a_.dim; col += kTileCols) {
       const int64_t cols = std::min<int64_t>(kTileCols, a_.dim - col);
-      for (auto [strips, sums] : {std::pair{&p_strips_, dv_}, std::pair{&ds_strips_, dk_}}) {
+      for (auto [strips, sums] : {std::pair{&p_strips_, keys.dv}, std::pair{&ds_strips_, keys.dk}}) {
         tile()(rows, cols, nullptr, 0, strips->data(), group_, add, block(sums, row, col), nullptr);
         for (Strip& strip : *strips)
           strip.panel = static_cast<const char*>(strip.panel) + kTileCols * 4;
@@ -210,14 +210,14 @@ class AttentionWorker {
     }
   }
 
-  // Writes what was collected, of the parent that is packed.
-  void deliver(int64_t kv_head, void* dk, void* dv) const {
-    for (int64_t row = 0; row < prefix_.length; row += kTileRows) {
-      const int64_t rows = std::min<int64_t>(kTileRows, prefix_.length - row);
+  // Writes what was collected.
+  void deliver(const Keys& keys, int64_t kv_head, void* dk, void* dv) const {
+    for (int64_t row = 0; row < keys.length; row += kTileRows) {
+      const int64_t rows = std::min<int64_t>(kTileRows, keys.length - row);
       for (int64_t col = 0; col < a_.dim; col += kTileCols) {
         const int64_t cols = std::min<int64_t>(kTileCols, a_.dim - col);
-        for (auto [sums, out, scale] : {std::tuple{dv_, dv, 1.f}, std::tuple{dk_, dk, a_.scale}}) {
-          Destination to = destination(out, a_.kv_heads, kv_head, prefix_, row, scale);
+        for (auto [sums, out, scale] : {std::tuple{keys.dv, dv, 1.f}, std::tuple{keys.dk, dk, a_.scale}}) {
+          Destination to = destination(out, a_.kv_heads, kv_head, keys, row, scale);
           to.data = static_cast<char*>(to.data) + col * size_of(a_.dtype);
           tile()(rows, cols, nullptr, 0, nullptr, 0, true, block(sums, row, col), &to);
         }
@@ -300,17 +300,16 @@ class AttentionWorker {
   const Kernels& kernels_;
   const Panel low_;
   const Dtype row_dtype_;
-  const int64_t group_, keys_stride_, dim_stride_;
+  const int64_t group_, keys_stride_, dim_stride_, turned_stride_;
   Keys alone_, prefix_;
   // The sample in work, one of these two, and how many keys of its parent come before its own.
   Keys* own_ = nullptr;
   int64_t before_ = 0;
-  char *q_rows_, *g_rows_;
-  float *s_, *dp_, *dk_, *dv_;
-  std::vector<char*> p_, ds_;
-  // One for each head of the group: a number for every query, and room past the end, where there is none.
-  std::vector<float*> top_, share_, delta_;
-  std::vector<Panels> q_, g_;
+  // Eight rows of what they are called by.
+  char *q_rows_, *g_rows_, *p_, *ds_;
+  float *s_, *dp_;
+  // One for each head of the group: P and dS of a block of queries, a row for each key; q and g of the sample.
+  std::vector<char*> p_turned_, ds_turned_, q_, g_;
   std::vector<Strip> p_strips_, ds_strips_;
 };
 
@@ -341,17 +340,15 @@ void for_members(const Attention& attention, const Kernels& kernels, bool backwa
 }  // namespace
 
 void run_forward(const Attention& attention, void* out, const Kernels& kernels) {
-  for_members(attention, kernels, false,
-              [&](AttentionWorker& worker, const Families::Range& range, int64_t kv_head) {
-                worker.forward(*range.first, kv_head, out);
-              });
+  for_members(attention, kernels, false, [&](AttentionWorker& worker, const Families::Range& range, int64_t kv_head) {
+    worker.forward(*range.first, kv_head, out);
+  });
 }
 
 void run_backward(const Attention& attention, const Heads& g, void* dq, void* dk, void* dv, const Kernels& kernels) {
-  for_members(attention, kernels, true,
-              [&](AttentionWorker& worker, const Families::Range& range, int64_t kv_head) {
-                worker.backward(range, kv_head, g, dq, dk, dv);
-              });
+  for_members(attention, kernels, true, [&](AttentionWorker& worker, const Families::Range& range, int64_t kv_head) {
+    worker.backward(range, kv_head, g, dq, dk, dv);
+  });
 }
 
 }  // namespace cora::cpu

@@ -3,8 +3,8 @@
 //     S = scale · q·kᵀ, keys up to the query's own position      P = softmax(S)      out = P·v
 //     backward: dP = g·vᵀ   dS = P ∘ (dP − rowsum(P ∘ dP))   dq = scale · dS·k   dk = scale · dSᵀ·q   dv = Pᵀ·g
 //
-// A sample with a parent reads all of that one's keys and values before its own. S and P exist eight rows at a time; the
-// backward computes them anew, once by queries and once by keys.
+// A sample with a parent reads all of that one's keys and values before its own. The forward holds S and P eight rows at
+// a time; the backward computes them anew and keeps P and dS of a block of queries, for their products by keys.
 #pragma once
 
 #include "kernels.h"

@@ -6,8 +6,8 @@
 namespace cora::cpu {
 
 // (add ? c : 0) + Σ base strips + Σ low strips, in fp32, in this order, for any rows: to c [rows x 48], or, where `to`
-// is not null, there; sums of base strips may wait in c meanwhile. At most 48 columns where c or a base strip is read or
-// written, else any number. Panels are padded: c gets columns up to the next full vector.
+// is not null, there; sums of base strips may wait in c meanwhile. At most 48 columns where c or a base strip is read
+// or written, else any number. Panels are padded: c gets columns up to the next full vector.
 using TileFn = void (*)(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add,
                         float* c, const Destination* to);
 
@@ -51,12 +51,12 @@ struct Kernels {
   // p = share · e^(s − top) of the first `cols` of s, in dtype, zero up to the full vector past `width`; top is the
   // largest and share makes the sum 1. s is overwritten.
   void (*softmax)(float* s, int64_t cols, int64_t width, Dtype dtype, void* p, float* top, float* share);
-  // ds = p ∘ (dp − delta) with that p, and delta = Σ p ∘ dp, which is returned; else as softmax.
-  float (*softmax_backward)(float* s, const float* dp, float top, float share, int64_t cols, int64_t width, Dtype dtype,
-                            void* ds);
-  // p and ds for one key and the queries [first, cols), each with a top, share and delta; zero for those before.
-  void (*softmax_backward_turned)(const float* s, const float* dp, const float* top, const float* share,
-                                  const float* delta, int64_t first, int64_t cols, Dtype dtype, void* p, void* ds);
+  // That p, and ds = p ∘ (dp − delta) with delta = Σ p ∘ dp; else as softmax.
+  void (*softmax_backward)(float* s, const float* dp, float top, float share, int64_t cols, int64_t width, Dtype dtype,
+                           void* p, void* ds);
+  // to [cols x 8] = the transpose of rows [count <= 8 x cols], fp32 or bf16, with zeros for the rows that are missing.
+  // Past `cols` the rows are read up to a full vector.
+  void (*turn)(const void* rows, int64_t stride, int64_t count, int64_t cols, Dtype dtype, void* to, int64_t to_stride);
   // y = scale · x ∘ weight for one row, scale = 1 / sqrt(mean(x²) + eps), which is returned; and dx of its gradient g.
   float (*rms_norm)(const void* x, const void* weight, Dtype dtype, int64_t cols, float eps, void* y);
   void (*rms_norm_backward)(const void* g, const void* x, const void* weight, Dtype dtype, int64_t cols, float scale,

@@ -327,7 +327,7 @@ constexpr Kernels table(const char* name) {
           store_transposed,
           softmax,
           softmax_backward,
-          softmax_backward_turned,
+          turn,
           rms_norm,
           rms_norm_backward,
           silu_gate,

@@ -65,29 +65,53 @@ inline void softmax(float* s, int64_t cols, int64_t width, Dtype dtype, void* p,
     store_lanes(p, dtype, col, mul(load(s + col), set1(*share)));
 }
 
-inline float softmax_backward(float* s, const float* dp, float top, float share, int64_t cols, int64_t width,
-                              Dtype dtype, void* ds) {
+inline void softmax_backward(float* s, const float* dp, float top, float share, int64_t cols, int64_t width,
+                             Dtype dtype, void* p, void* ds) {
   Vec sum = zero();
   for (int64_t col = 0; col < width; col += kWidth) {
-    const Vec p = mul(set1(share), lanes_of(exp(add(load(s + col), set1(-top))), 0, cols - col));
-    store(s + col, p);
-    sum = add(sum, lanes_of(mul(p, load(dp + col)), 0, cols - col));
+    const Vec chance = mul(set1(share), lanes_of(exp(add(load(s + col), set1(-top))), 0, cols - col));
+    store(s + col, chance);
+    store_lanes(p, dtype, col, chance);
+    sum = add(sum, lanes_of(mul(chance, load(dp + col)), 0, cols - col));
   }
   const float delta = sum_of(sum);
   for (int64_t col = 0; col < width; col += kWidth) {
     const Vec grad = mul(load(s + col), add(load(dp + col), set1(-delta)));
     store_lanes(ds, dtype, col, lanes_of(grad, 0, cols - col));
   }
-  return delta;
 }
 
-inline void softmax_backward_turned(const float* s, const float* dp, const float* top, const float* share,
-                                    const float* delta, int64_t first, int64_t cols, Dtype dtype, void* p, void* ds) {
-  const Vec minus = set1(-1.f);
+// to row j + i · N = lanes [i · N, (i + 1) · N) of the j-th of N vectors turned, for rows below `cols`.
+template <int N>
+inline void store_turned(Vec (&rows)[kWidth], int64_t cols, float* to, int64_t stride) {
+  transpose<N>(rows);
+  for (int j = 0; j < N; ++j) {
+    float lanes[kWidth];
+    store(lanes, rows[j]);
+    for (int64_t row = j; row < smaller(cols, kWidth); row += N)
+      std::memcpy(to + row * stride, lanes + row - j, N * sizeof(float));
+  }
+}
+
+inline void turn(const void* rows, int64_t stride, int64_t count, int64_t cols, Dtype dtype, void* to,
+                 int64_t to_stride) {
   for (int64_t col = 0; col < cols; col += kWidth) {
-    const Vec chance = mul(load(share + col), exp(fma(load(top + col), minus, load(s + col))));
-    const Vec grad = mul(chance, fma(load(delta + col), minus, load(dp + col)));
-    store_lanes(p, dtype, col, lanes_of(chance, first - col, cols - col));
-    store_lanes(ds, dtype, col, lanes_of(grad, first - col, cols - col));
+    Vec block[kWidth];
+    if (dtype == Dtype::kFloat) {
+      const float* from = static_cast<const float*>(rows) + col;
+      for (int i = 0; i < kTileRows; ++i)
+        block[i] = i < count ? load(from + i * stride) : zero();
+      store_turned<kTileRows>(block, cols - col, static_cast<float*>(to) + col * to_stride, to_stride);
+    } else {
+      // Two rows side by side are turned as one of elements twice as wide.
+      const uint16_t* from = static_cast<const uint16_t*>(rows) + col;
+      for (int i = 0; i < kTileRows; i += 2, from += 2 * stride) {
+        block[i / 2] = i + 1 < count ? pair_rows(from, from + stride, kWidth)
+                       : i < count   ? pair_bf16(load_bf16(from, kWidth), zero())
+                                     : zero();
+      }
+      float* pairs = static_cast<float*>(to) + col * to_stride / 2;
+      store_turned<kTileRows / 2>(block, cols - col, pairs, to_stride / 2);
+    }
   }
 }

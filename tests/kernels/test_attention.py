@@ -39,6 +39,7 @@ SHAPES = [
     Shape((130,), 5, 1, 24),
     Shape((0, 0), 2, 2, 8),
     Shape((), 2, 1, 8),
+    Shape((257, 40, 600), 3, 1, 20),  # of more queries than the backward keeps P and dS of at a time
 ]
 FAMILIES = [
     Shape((70, 7, 20, 1, 33), 6, 2, 64, (-1, 0, 0, 0, 0)),
@@ -52,6 +53,7 @@ FAMILIES = [
     Shape((9, 40, 3), 4, 1, 50, (-1, -1, -1)),  # nobody has one
     Shape((24, *[2 + i % 5 for i in range(40)]), 4, 2, 24, (-1, *[0] * 40)),
     Shape((), 2, 1, 8, ()),
+    Shape((261, 300, 7), 2, 1, 16, (-1, 0, 0)),  # more queries than a block in an odd parent and in a child of it
 ]
 Operands = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
 
