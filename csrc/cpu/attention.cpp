@@ -11,9 +11,13 @@
 namespace cora::cpu {
 namespace {
 
-// The backward keeps P and dS of so many queries at most, for all keys that these see: both are multiplied once by
-// queries and once by keys. What this bounds is memory, so most samples are one block.
-constexpr int64_t kMostQueries = 256;
+// The backward keeps P and dS of a block of queries, for all keys that these see: both are multiplied once by queries
+// and once by keys. So many elements of each, about, stay in L2 for all heads of a group; a prompt is one block.
+constexpr int64_t kKept = 1 << 16;
+
+int64_t most_queries(int64_t keys) {
+  return std::clamp<int64_t>(round_up(kKept / std::max<int64_t>(keys, 1), kTileRows), 32, 256);
+}
 
 // An AttentionWorker works off samples, one kv_head at a time, over the thread's scratch memory.
 class AttentionWorker {
@@ -25,8 +29,7 @@ class AttentionWorker {
         row_dtype_(low_ == Panel::kPairs ? Dtype::kBFloat16 : Dtype::kFloat),
         group_(attention.heads / attention.kv_heads),
         keys_stride_(padded(longest.keys)),
-        dim_stride_(round_up(attention.dim, 16)),
-        turned_stride_(padded(std::min(longest.own, kMostQueries))) {
+        dim_stride_(round_up(attention.dim, 16)) {
     Scratch& scratch = Scratch::of_thread(carve(nullptr, longest, backward));
     carve(&scratch, longest, backward);
   }
@@ -56,7 +59,8 @@ class AttentionWorker {
         pack(head(a_.q, kv_head * group_ + i, *own_), own_->length, q_[i]);
         pack(head(g, kv_head * group_ + i, *own_), own_->length, g_[i]);
       }
-      const int64_t block = even_share(own_->length, kMostQueries, kTileRows);
+      const int64_t block = even_share(own_->length, most_queries(before_ + own_->length), kTileRows);
+      turned_stride_ = padded(block);
       const bool collects = member->is_parent || own_->length > block;
       for (int64_t first = 0; first < own_->length; first += block) {
         const int64_t last = std::min(first + block, own_->length);
@@ -111,8 +115,8 @@ class AttentionWorker {
     const auto panels = [&](int64_t length) {
       return Panels{take(panel_bytes(low_, length, dim_stride_)), take(panel_bytes(low_, a_.dim, padded(length)))};
     };
-    for (auto [keys, most, collects] :
-         {std::tuple{&alone_, longest.own, longest.own > kMostQueries}, std::tuple{&prefix_, longest.prefix, true}}) {
+    for (auto [keys, most, collects] : {std::tuple{&alone_, longest.own, longest.own > most_queries(longest.keys)},
+                                        std::tuple{&prefix_, longest.prefix, true}}) {
       keys->k = panels(most);
       keys->v = panels(most);
       const int64_t sums = backward && collects ? round_up(most, kTileRows) * panels_of(a_.dim) * kTileCols : 0;
@@ -125,10 +129,12 @@ class AttentionWorker {
     dp_ = floats(kTileRows * keys_stride_);
     p_ = take(kTileRows * keys_stride_ * 4);
     ds_ = take(kTileRows * keys_stride_ * 4);
+    // Of blocks of any size: padded(most_queries(keys)) · keys is less for all keys up to the most.
+    const int64_t kept = kKept + 64 * longest.keys;
     for (auto* list : {&p_turned_, &ds_turned_}) {
       list->clear();
       for (int64_t i = 0; i < (backward ? group_ : 0); ++i)
-        list->push_back(take(round_up(longest.keys, kTileRows) * turned_stride_ * size_of(row_dtype_)));
+        list->push_back(take(kept * size_of(row_dtype_)));
     }
     for (auto* list : {&q_, &g_}) {
       list->clear();
@@ -300,11 +306,13 @@ class AttentionWorker {
   const Kernels& kernels_;
   const Panel low_;
   const Dtype row_dtype_;
-  const int64_t group_, keys_stride_, dim_stride_, turned_stride_;
+  const int64_t group_, keys_stride_, dim_stride_;
   Keys alone_, prefix_;
   // The sample in work, one of these two, and how many keys of its parent come before its own.
   Keys* own_ = nullptr;
   int64_t before_ = 0;
+  // Of p_turned_ and ds_turned_, for blocks of that sample.
+  int64_t turned_stride_ = 0;
   // Eight rows of what they are called by.
   char *q_rows_, *g_rows_, *p_, *ds_;
   float *s_, *dp_;

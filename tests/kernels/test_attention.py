@@ -39,7 +39,7 @@ SHAPES = [
     Shape((130,), 5, 1, 24),
     Shape((0, 0), 2, 2, 8),
     Shape((), 2, 1, 8),
-    Shape((257, 40, 600), 3, 1, 20),  # of more queries than the backward keeps P and dS of at a time
+    Shape((257, 40, 600, 255), 3, 1, 20),  # of more queries than the backward keeps P and dS of at a time
 ]
 FAMILIES = [
     Shape((70, 7, 20, 1, 33), 6, 2, 64, (-1, 0, 0, 0, 0)),
