@@ -186,8 +186,9 @@ template <class Base, class Low>
 void whole(int rows, int cols, const Strip* base, int n_base, const Strip* low, int n_low, bool add, float* c,
            const Destination* to) {
   const int vecs = (cols + kWidth - 1) / kWidth;
-  for (int vec = 0; vec < vecs; vec += kBlockVecs) {
-    const int nv = smaller(vecs - vec, kBlockVecs);
+  // As equal as they can be: a block of one vector alone would wait for its own sums.
+  for (int vec = 0, left = (vecs + kBlockVecs - 1) / kBlockVecs, nv; left > 0; --left, vec += nv) {
+    nv = (vecs - vec + left - 1) / left;
     for (int row = 0, end; row < rows; row = end) {
       const int mr = smaller(rows - row, kBlockRows);
       end = row + (rows - row) / mr * mr;
