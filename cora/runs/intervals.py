@@ -25,20 +25,22 @@ class UserAUCs:
     `uauc` take: how often each user counts [users].
     """
 
-    def __init__(self, user_ids: pd.Series, labels: np.ndarray, scores: np.ndarray) -> None:
+    def __init__(self, user_ids: pd.Series | np.ndarray, labels: np.ndarray, scores: np.ndarray) -> None:
         codes, self.users = pd.factorize(user_ids, sort=True)
         order = np.argsort(scores, kind="stable")
         self._codes, self._liked = codes[order], labels[order] == 1
-        # Rows of one score are one place: each wins half of a comparison within it.
-        self._places = np.cumsum(np.diff(scores[order], prepend=scores[order][:1]) > 0)
+        self._starts = _starts(scores[order])
         by_user = np.argsort(self._codes, kind="stable")
         ends = np.cumsum(np.bincount(self._codes, minlength=len(self.users)))[:-1]
-        own = [_auc(self._liked[rows], self._places[rows], np.ones(len(rows))) for rows in np.split(by_user, ends)]
+        own = [
+            _auc(self._liked[rows], _starts(scores[order][rows]), np.ones(len(rows)))
+            for rows in np.split(by_user, ends)
+        ]
         self._own = np.array(own)
 
     def auc(self, weights: np.ndarray) -> float:
         """The AUC of all rows; NaN where those that count have one label."""
-        return _auc(self._liked, self._places, weights[self._codes])
+        return _auc(self._liked, self._starts, weights[self._codes])
 
     def uauc(self, weights: np.ndarray) -> float:
         """The mean AUC of the users who have both labels; NaN where none of those counts."""
@@ -120,12 +122,20 @@ def _differences(
     }
 
 
-def _auc(liked: np.ndarray, places: np.ndarray, weights: np.ndarray) -> float:
-    """The AUC of rows in ascending order of score; places: the same number for equal scores. NaN for one label."""
-    positive, negative = weights * liked, weights * ~liked
+def _starts(scores: np.ndarray) -> np.ndarray:
+    """Where runs of equal scores begin, in ascending scores."""
+    return np.flatnonzero(np.diff(scores, prepend=-np.inf))
+
+
+def _auc(liked: np.ndarray, starts: np.ndarray, weights: np.ndarray) -> float:
+    """The AUC of rows in ascending order of score. Rows of one score, from each of `starts` to the next, are one place:
+    each wins half of a comparison within it. NaN for one label."""
+    positive = weights * liked
+    negative = weights - positive
     if not positive.any() or not negative.any():
         return float("nan")
-    starts = np.flatnonzero(np.diff(places, prepend=-1))
-    positive, negative = np.add.reduceat(positive, starts), np.add.reduceat(negative, starts)
-    wins = positive @ (np.cumsum(negative) - 0.5 * negative)
-    return float(wins / (positive.sum() * negative.sum()))
+    if len(starts) < len(weights):
+        positive, negative = np.add.reduceat(positive, starts), np.add.reduceat(negative, starts)
+    before = np.cumsum(negative)
+    wins = positive @ (before - 0.5 * negative)
+    return float(wins / (positive.sum() * before[-1]))

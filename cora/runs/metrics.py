@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import log_loss
 
 from cora.methods import METHODS
-from cora.runs.intervals import lead_text, leads
+from cora.runs.intervals import UserAUCs, lead_text, leads
 
 # What identifies a scored row; every other column of predictions holds the scores of a method.
 KEY = ("user_id", "item_id", "label", "timestamp", "warm", "cold_item")
@@ -44,13 +44,12 @@ def metrics(rows: pd.DataFrame, scores: np.ndarray) -> dict[str, float | None]:
         raise ValueError(f"scores: {int((~np.isfinite(scores)).sum())} of {len(scores)} are not finite")
     labels, users = rows["label"].to_numpy(), rows["user_id"].to_numpy()
     warm = rows["warm"].to_numpy() if "warm" in rows else np.ones(len(rows), dtype=bool)
-    found = {}
+    found: dict[str, float | None] = {}
     parts = {"": np.ones_like(warm), "warm_": warm, "cold_": ~warm}
     if "cold_item" in rows:
         parts["cold_items_"] = rows["cold_item"].to_numpy()
     for name, part in parts.items():
-        found[name + "auc"] = _auc(labels[part], scores[part])
-        found[name + "uauc"] = _uauc(users[part], labels[part], scores[part])
+        found[name + "auc"], found[name + "uauc"] = _aucs(users[part], labels[part], scores[part])
     found["log_loss"] = float(log_loss(labels, 0.5 + 0.5 * np.tanh(0.5 * scores), labels=[0, 1]))
     return found
 
@@ -107,17 +106,11 @@ def _lines_of_leads(found: dict[str, Any]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
-    return float(roc_auc_score(labels, scores)) if 0 < labels.sum() < len(labels) else None
-
-
-def _uauc(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> float | None:
-    codes = pd.factorize(users)[0]
-    order = np.argsort(codes, kind="stable")
-    starts = np.flatnonzero(np.diff(codes[order])) + 1
-    aucs = [_auc(labels[rows], scores[rows]) for rows in np.split(order, starts)]
-    known = [auc for auc in aucs if auc is not None]
-    return float(np.mean(known)) if known else None
+def _aucs(users: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> list[float | None]:
+    """AUC and UAUC, None where no two labels are there to compare."""
+    of_users = UserAUCs(users, labels, scores)
+    once = np.ones(len(of_users.users))
+    return [None if np.isnan(one) else one for one in (of_users.auc(once), of_users.uauc(once))]
 
 
 def joined(predictions: Sequence[pd.DataFrame]) -> pd.DataFrame:
