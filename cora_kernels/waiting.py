@@ -1,4 +1,4 @@
-"""How the CPU's threads wait for one another. Imported before torch, it has them sleep soon.
+"""How the CPU's threads wait for one another. Imported before torch, not after, it has them sleep soon.
 
 libgomp, the OpenMP library of torch's builds for Linux, reads it from the environment as torch loads it. By itself it
 has a thread that waits check for some 5 ms, longer than a scheduler's slice: where another process runs on the cores
