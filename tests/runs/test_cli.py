@@ -120,9 +120,13 @@ def test_runs_of_the_same_rows_make_one_table(
     shown = capsys.readouterr().out
     assert "TALLRec" in shown and "CoRA" not in shown
     assert main(["info", "--run", str(finished), str(tmp_path / "run")]) == 0
-    table = capsys.readouterr().out.splitlines()[-7:]
-    labels = [line[:14].strip() for line in table[1:-1]]
+    lines = capsys.readouterr().out.splitlines()
+    head = next(row for row, line in enumerate(lines) if line.split()[:2] == ["auc", "uauc"])
+    labels = [line[:14].strip() for line in lines[head + 1 : head + 6]]
     assert labels == ["collaborative", "same, fold-in", "LLM alone", "CoRA", "TALLRec"]
+    than = next(row for row, line in enumerate(lines) if line.startswith("than "))
+    assert lines[than - 1].startswith("CoRA is better by")
+    assert [line[:14].strip() for line in lines[than + 1 :]] == [one for one in labels if one != "CoRA"]
     fewer = [option for option in options(plain | dict(steps=1)) if "test-rows" not in option]
     assert main(["train", "--out", str(tmp_path / "fewer"), *fewer, "--test-rows", "20"]) == 0
     capsys.readouterr()
