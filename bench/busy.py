@@ -18,20 +18,13 @@ import torch
 import torch.nn.functional as F
 
 from bench.endtoend import WHAT, Setting, ours
-from bench.harness import interleaved
+from bench.harness import CpuClock, interleaved
 from bench.shares import chosen
 from cora.runs.allocator import keep_freed_memory
 from cora_kernels import lora_linear
 from cora_kernels.backends import extension
 
 SHAPE = (8, 128, 576, 1536, 8)  # batch, tokens, in, out, rank
-
-
-def wall_seconds(run: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        run()
-    return (time.perf_counter() - start) / calls
 
 
 @contextmanager
@@ -57,9 +50,10 @@ def op_and_linear(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
 def measured(runs: dict[str, Callable[[], object]], ops: dict[str, Callable[[], object]], rounds: int) -> list[float]:
     """Seconds of each of `runs`, then the op's time over F.linear's."""
-    seconds = [median(wall_seconds(run, 1) for _ in range(rounds)) for run in runs.values()]
+    clock = CpuClock()
+    seconds = [median(clock(run, 1) for _ in range(rounds)) for run in runs.values()]
     with torch.no_grad():
-        samples = interleaved(ops, wall_seconds, seconds=0.0)
+        samples = interleaved(ops, clock, seconds=0.0)
     ratio = median(one / floor for one, floor in zip(samples["ours"], samples["F.linear"], strict=True))
     return [*seconds, ratio]
 

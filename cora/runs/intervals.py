@@ -28,14 +28,11 @@ class UserAUCs:
     def __init__(self, user_ids: pd.Series | np.ndarray, labels: np.ndarray, scores: np.ndarray) -> None:
         codes, self.users = pd.factorize(user_ids, sort=True)
         order = np.argsort(scores, kind="stable")
-        self._codes, self._liked = codes[order], labels[order] == 1
-        self._starts = _starts(scores[order])
+        self._codes, self._liked, ranked = codes[order], labels[order] == 1, scores[order]
+        self._starts = _starts(ranked)
         by_user = np.argsort(self._codes, kind="stable")
         ends = np.cumsum(np.bincount(self._codes, minlength=len(self.users)))[:-1]
-        own = [
-            _auc(self._liked[rows], _starts(scores[order][rows]), np.ones(len(rows)))
-            for rows in np.split(by_user, ends)
-        ]
+        own = [_auc(self._liked[rows], _starts(ranked[rows]), np.ones(len(rows))) for rows in np.split(by_user, ends)]
         self._own = np.array(own)
 
     def auc(self, weights: np.ndarray) -> float:
